@@ -1,0 +1,1 @@
+"""Judging: pure functions from raw records to findings. No clock, no network, no files, no torch."""
