@@ -6,6 +6,8 @@ single rounding at the end gives other bits.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from validation.operations import KV_LORA_RANK, FusedInputs, FusedOutputs, Provider
@@ -85,6 +87,9 @@ class TorchConsumer:
     def unsupported(self, query: torch.dtype, cache: torch.dtype) -> str:
         """Why these dtypes cannot be consumed; empty where they can."""
         return _unsupported(query, cache)
+
+    def prepare(self, shapes: Collection[tuple[int, torch.dtype, torch.dtype]]) -> None:
+        """Nothing to compile."""
 
     def sparse_mla(
         self, q_all: torch.Tensor, kv_cache: torch.Tensor, indices: torch.Tensor, softmax_scale: float

@@ -25,6 +25,7 @@ from torch.nn import functional
 from validation.engine import corpus, model, tokens
 from validation.engine.muon import Muon
 
+CONFIG = model.ModelConfig()
 SPARSE_TOPK = (24, 64)
 """Range of k in the sparse stage."""
 EVALUATED_TOPK = (64, 32)
@@ -48,6 +49,7 @@ class Settings:
 
     out: pathlib.Path
     minutes: float
+    steps: int | None
     device: str
     seed: int
     examples: int
@@ -132,12 +134,13 @@ def rounded_copy(net: model.GlmMoeDsa, into: model.GlmMoeDsa) -> model.GlmMoeDsa
 
 def train(settings: Settings, started: float) -> None:
     """Train, and leave the best checkpoint, ``training_curve.csv`` and ``provenance.json`` in ``settings.out``."""
-    device, total = settings.device, settings.minutes * 60
+    device = settings.device
+    total = settings.minutes * 60 if settings.steps is None else settings.steps
 
     def elapsed() -> float:
         return time.monotonic() - started
 
-    config = model.ModelConfig()
+    config = CONFIG
     tokenizer = tokens.train_tokenizer(config.vocab_size, settings.seed).to_str(pretty=True)
     ends = {"end_id": model.END_ID, "pad_id": model.PAD_ID}
     data = corpus.draw_in_parallel(tokenizer, settings.seed, settings.examples, settings.workers, **ends)
@@ -163,10 +166,14 @@ def train(settings: Settings, started: float) -> None:
     next_evaluation = total / settings.evaluations
     best, step, running = -1.0, 0, torch.zeros(2, device=device)
 
-    while (now := elapsed()) < total:
-        if sparse_since is None and now > DENSE_SHARE * total:
-            sparse_since = now
-        decay = 1.0 if sparse_since is None else max(FLOOR, (total - now) / (total - sparse_since))
+    def now() -> float:
+        """The clock of both stages: seconds, or steps where those were asked for."""
+        return elapsed() if settings.steps is None else step
+
+    while now() < total:
+        if sparse_since is None and now() > DENSE_SHARE * total:
+            sparse_since = now()
+        decay = 1.0 if sparse_since is None else max(FLOOR, (total - now()) / (total - sparse_since))
         rate = min(1.0, (step + 1) / WARMUP_STEPS) * decay
         muon.lr = settings.muon_lr * rate
         adamw.param_groups[0]["lr"] = settings.adamw_lr * rate
@@ -183,8 +190,8 @@ def train(settings: Settings, started: float) -> None:
         step += 1
         running = torch.stack([loss.detach(), indexer_loss.detach()]).lerp(running, 0.95 if step > 1 else 0.0)
 
-        if elapsed() >= next_evaluation:
-            next_evaluation = elapsed() + total / settings.evaluations
+        if now() >= next_evaluation:
+            next_evaluation = now() + total / settings.evaluations
             rounded_copy(net, kept)
             dense, topk64, topk32 = (exact_accuracy(kept, curve, k, device) for k in (None, *EVALUATED_TOPK))
             stage = "dense" if sparse_since is None else "sparse"
@@ -201,7 +208,7 @@ def train(settings: Settings, started: float) -> None:
             target = settings.target_accuracy
             if target is not None:
                 if sparse_since is None and dense >= target - HEAD_START:
-                    sparse_since = elapsed()
+                    sparse_since = now()
                 elif sparse_since is not None and min(topk64, topk32) >= target:
                     break
 
@@ -264,6 +271,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     add = parser.add_argument
     add("--out", type=pathlib.Path, required=True, help="checkpoint folder to write")
     add("--minutes", type=float, default=3.5, help="wall clock of everything but the final evaluation")
+    add("--steps", type=int, help="measure both stages in steps instead: the same weights on the same machine")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--seed", type=int, default=0)
     add("--examples", type=int, default=2_000_000, help="training draws")
