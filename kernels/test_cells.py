@@ -8,7 +8,7 @@ import pytest
 
 from validation.kernel_case import KernelCase, kernel_cases
 from validation.kernel_cell import Cell
-from validation.kernel_tier import run_and_record
+from validation.kernel_tier import prepare, run_and_record
 from validation.options import SETTINGS
 from validation.records import Journal
 
@@ -20,6 +20,13 @@ def pytest_generate_tests(metafunc: Any) -> None:
     matrix = metafunc.config.stash[SETTINGS].matrix
     pairs = [(case, cell) for case in kernel_cases().values() for cell in case.cells(matrix)]
     metafunc.parametrize(("case", "cell"), pairs, ids=[str(cell) for _, cell in pairs])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prepared(request: pytest.FixtureRequest) -> None:
+    """Compile the consumers of all selected cells before the first one runs."""
+    specs = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    prepare([(params["case"], params["cell"]) for params in specs if "cell" in params and "case" in params])
 
 
 def test_cell(case: KernelCase, cell: Cell, journal: Journal) -> None:

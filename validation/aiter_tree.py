@@ -21,7 +21,19 @@ from collections.abc import Iterator
 
 INSTALL = "python -m pip install --pre 'amd-aiter==0.1.7.post2.dev18'"
 FUNCTION = "fused_qk_rope_cat_and_cache_mla"
-_PARAMETERS = ("q_nope", "q_pe", "k_nope", "k_pe", "kv_cache", "slot_mapping", "pos", "cos", "sin", "k_scale", "is_neox")
+_PARAMETERS = (
+    "q_nope",
+    "q_pe",
+    "k_nope",
+    "k_pe",
+    "kv_cache",
+    "slot_mapping",
+    "pos",
+    "cos",
+    "sin",
+    "k_scale",
+    "is_neox",
+)
 _PLACES = ("ops/triton/fusions/fused_kv_cache.py", "ops/triton/fused_kv_cache.py")
 """Newer trees first; both were seen in the wild."""
 
@@ -105,9 +117,11 @@ def _what_is_there(locations: list[pathlib.Path]) -> str:
     for name in ("aiter", "amd-aiter"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found = importlib.metadata.distribution(name)
-            summary = found.metadata.get("Summary") or "no summary"
+            summary = found.metadata["Summary"] or "no summary"
             return f"the installed package {name} {found.version} ({summary}) is not AITER or lacks its Triton files"
-    return f"a package aiter of unknown origin at {locations[0]} is not AITER" if locations else "AITER is not installed"
+    return (
+        f"a package aiter of unknown origin at {locations[0]} is not AITER" if locations else "AITER is not installed"
+    )
 
 
 @contextlib.contextmanager

@@ -52,6 +52,8 @@ def load_all(folder: str, attribute: str) -> dict[str, Any]:
             continue
         module = load_leaf(path)
         if not hasattr(module, attribute):
-            raise AttributeError(f"{folder}/{path.name} declares no {attribute}; see CONTRIBUTING.md for what a leaf needs")
+            raise AttributeError(
+                f"{folder}/{path.name} declares no {attribute}; see CONTRIBUTING.md for what a leaf needs"
+            )
         leaves[path.stem] = getattr(module, attribute)
     return leaves

@@ -29,6 +29,10 @@ class KernelCase:
     compares: Literal["paths", "producers"] = "paths"
     """The cat path with the skip path, or (``producers``) the cell's two providers as producers of the same outputs."""
 
+    def declared(self, matrix: str) -> dict[str, dict[str, Any]]:
+        """What a run of this case must hold to be complete: its cell ids, and whether it needs a path proof."""
+        return {self.name: {"cells": [str(cell) for cell in self.cells(matrix)], "path_proof": self.compares == "paths"}}
+
 
 def kernel_cases() -> Mapping[str, KernelCase]:
     """Every kernel case of the checkout by name."""
@@ -37,8 +41,6 @@ def kernel_cases() -> Mapping[str, KernelCase]:
 
 
 def declared_cells(matrix: str) -> dict[str, dict[str, Any]]:
-    """Each case's cell ids in ``matrix``, and whether it needs a path proof: what a run must hold to be complete."""
-    return {
-        name: {"cells": [str(cell) for cell in case.cells(matrix)], "path_proof": case.compares == "paths"}
-        for name, case in kernel_cases().items()
-    }
+    """What every case of the checkout declares, whatever kind of case it is: the cells that a run must hold."""
+    cases = load_all("kernels/cases", "CASE").values()
+    return {name: declaration for case in cases for name, declaration in case.declared(matrix).items()}

@@ -1,28 +1,33 @@
 """One cell of a kernel case: the cat path and the skip path on real providers, compared and counted.
 
 Each path runs the producer into its own cache and its own poisoned outputs, takes the query its way, and runs the
-consumer. A third run repeats the skip path with the other poison, so that a byte nobody wrote cannot agree by luck.
+consumer. The skip path runs a step on other inputs before and after: what it keeps from one step, or lets the next one
+overwrite, differs then. Those two runs have opposite poisons, so that a byte nobody wrote cannot agree by luck.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from validation.bits import bits_of, compare, same_storage
+from validation.kernel_gpu import LaunchCount, count_launches, replayed
+from validation.observe import POISONS, CountOps, Poison
 from validation.operations import (
     KV_LORA_RANK,
     Q_CAT_DIM,
     QK_ROPE_HEAD_DIM,
     QUERY_PATHS,
+    Consumer,
     FusedInputs,
     FusedOutputs,
+    Producer,
     Provider,
 )
 from validation.records import KernelCell, KernelCheck, PathCount
@@ -36,8 +41,10 @@ DTYPES: Mapping[str, torch.dtype] = {
 SLOTS = 320
 """Cache rows of a cell: more than the default top-k, so that gathering has something to choose."""
 POSITIONS = 4096
-POISONS = (0xA5, 0x5A)
-"""Byte patterns that outputs hold before a run: complements of each other, and no value that a kernel leaves often."""
+REMOVED_OP = torch.ops.aten.cat.default
+REMOVED_KERNEL = r"CatArrayBatchedCopy|concat_mla_absorb_q"
+"""The GPU kernels of the concatenation, torch's and SGLang's own, as a profiler names them."""
+SOFTMAX_SCALE = (KV_LORA_RANK // 2) ** -0.5
 CONTROL = "control_unrotated_q_pe"
 """The check that a planted break is seen in the attention output; without it, equality there would be vacuous."""
 
@@ -69,7 +76,7 @@ class Setting:
     inputs: FusedInputs
     indices: torch.Tensor  # (M, K) int32
     after_producer: Callable[[torch.Tensor], torch.Tensor] = lambda q_cat: q_cat
-    """What the model does to q_cat (M, H, L + R) before it is passed on, such as ``llama_4_scaling``; in place or not."""
+    """What the model does to q_cat (M, H, L + R) before it passes it on, such as ``llama_4_scaling``."""
     zero_copy: bool = True
     """Whether the skip path promises the producer's own storage."""
 
@@ -81,18 +88,18 @@ Variant = Callable[[Setting], Setting]
 class _Path:
     q_cat: torch.Tensor
     q_all: torch.Tensor
+    q_all_given: torch.Tensor
+    """What the consumer was given, copied before it ran."""
+    kv_cache_given: torch.Tensor
     attention: torch.Tensor
     outputs: FusedOutputs
+    q_nope_kept: KernelCheck | None
     kv_cache: torch.Tensor
-    launches: int
-    removed: int
-    allocated_bytes: int
+    counted: CountOps
     same_storage: bool
 
 
-def run_producers(
-    cell: Cell, variant: Variant, providers: Mapping[str, Provider], device: torch.device
-) -> KernelCell:
+def run_producers(cell: Cell, variant: Variant, providers: Mapping[str, Provider], device: torch.device) -> KernelCell:
     """Both of the cell's providers as producers on the same inputs: everything they write is compared."""
     started = time.perf_counter()
     setting = variant(default_setting(cell, device))
@@ -102,7 +109,7 @@ def run_producers(
         if producer is None:
             raise ValueError(f"{cell} names {name}, which is no producer; see kernels/providers")
         inputs = dataclasses.replace(setting.inputs, kv_cache=setting.inputs.kv_cache.clone())
-        with _Poison(poison):
+        with Poison(poison):
             outputs.append(producer.fused_qk_rope_cat_and_cache_mla(inputs))
         caches.append(inputs.kv_cache)
     written = setting.inputs.slots >= 0
@@ -112,11 +119,10 @@ def run_producers(
         ("k_pe", one.k_pe[written], other.k_pe[written]),
         ("kv_cache", caches[0], caches[1]),
         ("decode_q_pe", one.decode_q_pe, other.decode_q_pe),
+        ("q_nope_zeros", one.q_nope_zeros, other.q_nope_zeros),
     ]
     checks = tuple(
-        compare(what, want, got)
-        for what, want, got in pairs
-        if want is not None and got is not None and want.numel()
+        compare(what, want, got) for what, want, got in pairs if want is not None and got is not None and want.numel()
     )
     roles = {role: f"{p.name} {p.version}" for role, p in _roles(cell, providers).items()}
     return KernelCell(cell.case, str(cell), True, "", roles, checks, round(time.perf_counter() - started, 4))
@@ -125,9 +131,7 @@ def run_producers(
 def inapplicable(cell: Cell, variant_reason: str, providers: Mapping[str, Provider]) -> str:
     """Why the cell does not apply on this machine; empty where it does."""
     query, cache = DTYPES[cell.query], DTYPES[cell.cache]
-    producer, consumer = providers[cell.producer].producer, providers[cell.consumer].consumer
-    if producer is None or consumer is None:
-        raise ValueError(f"{cell} names a provider without that role; see kernels/providers")
+    producer, consumer = _both(cell, providers)
     return variant_reason or producer.unsupported(query, cache) or consumer.unsupported(query, cache)
 
 
@@ -137,20 +141,26 @@ def run_cell(
     """Run both paths of ``cell`` and compare everything that they write. The cell must apply and nothing be missing."""
     started = time.perf_counter()
     setting = variant(default_setting(cell, device))
+    other = _other_step(setting)
     before = _snapshot(setting.inputs)
+    earlier = _run_path(cell, other, providers, "skip", POISONS[0])
     cat = _run_path(cell, setting, providers, "cat", POISONS[0])
     skip = _run_path(cell, setting, providers, "skip", POISONS[1])
-    again = _run_path(cell, setting, providers, "skip", POISONS[0])
+    later = _run_path(cell, other, providers, "skip", POISONS[1])
     checks = [
-        *_compare_paths(cat, skip, setting, ""),
-        *_compare_paths(skip, again, setting, "repeat_"),
+        *_compare_paths(cat, skip, setting, "", stale=earlier),
+        *_compare_paths(earlier, later, other, "repeat_", stale=skip),
         *_compare_unmodified(before, setting.inputs),
+        *_compare_consumer_inputs(skip),
+        *([skip.q_nope_kept] if skip.q_nope_kept else []),
         _untouched_slots(skip, setting.inputs),
     ]
     if setting.zero_copy:
         checks.append(_flag("skip_same_storage", skip.same_storage, "the query is not the fused kernel's own output"))
     if cell.variant == "plain":
         checks.append(_control(cell, skip, setting, providers))
+    if device.type == "cuda":
+        checks += _compare_replay(cell, setting, other, providers, skip)
     record = KernelCell(
         case=cell.case,
         cell=str(cell),
@@ -160,8 +170,7 @@ def run_cell(
         checks=tuple(checks),
         seconds=round(time.perf_counter() - started, 4),
     )
-    counts = [_count(cell, name, path) for name, path in (("cat", cat), ("skip", skip))] if setting.zero_copy else []
-    return record, counts
+    return record, _counts(cell, cat, skip, device) if setting.zero_copy else []
 
 
 def default_setting(cell: Cell, device: torch.device) -> Setting:
@@ -198,42 +207,99 @@ def default_setting(cell: Cell, device: torch.device) -> Setting:
     return Setting(inputs, indices.to(device))
 
 
+def _other_step(setting: Setting) -> Setting:
+    """Another step of the same model: the same tokens with other activations (heads and key channels reversed)."""
+    inputs = setting.inputs
+    changed = {name: getattr(inputs, name).flip(1) for name in ("q_nope", "q_pe")}
+    changed |= {name: getattr(inputs, name).flip(2) for name in ("k_nope", "k_pe")}
+    return dataclasses.replace(setting, inputs=dataclasses.replace(inputs, **changed))
+
+
 def _run_path(cell: Cell, setting: Setting, providers: Mapping[str, Provider], path: str, poison: int) -> _Path:
-    producer, consumer = providers[cell.producer].producer, providers[cell.consumer].consumer
-    assert producer is not None and consumer is not None  # noqa: S101 (run_cell's callers asked inapplicable first)
+    producer, consumer = _both(cell, providers)
     inputs = dataclasses.replace(setting.inputs, kv_cache=setting.inputs.kv_cache.clone())
-    with _Poison(poison):
+    with Poison(poison):
         outputs = producer.fused_qk_rope_cat_and_cache_mla(inputs)
+    kept = _q_nope_kept(setting.inputs, outputs)
     q_cat = setting.after_producer(outputs.q_cat)
-    with _Count() as counted:
+    with CountOps(REMOVED_OP) as counted:
         q_all = QUERY_PATHS[path](q_cat)
-    with _Poison(poison):
-        attention = consumer.sparse_mla(q_all, inputs.kv_cache, setting.indices, (KV_LORA_RANK // 2) ** -0.5)
+    given = _clone(q_all), inputs.kv_cache.clone()
+    with Poison(poison):
+        # a copy, because a consumer may give the same buffer again
+        attention = _clone(consumer.sparse_mla(q_all, inputs.kv_cache, setting.indices, SOFTMAX_SCALE))
     return _Path(
         q_cat,
         q_all,
+        *given,
         attention,
         outputs,
+        kept,
         inputs.kv_cache,
-        counted.launches,
-        counted.removed,
-        counted.allocated_bytes,
+        counted,
         same_storage(q_all, outputs.q_cat),
     )
 
 
-def _compare_paths(expected: _Path, actual: _Path, setting: Setting, prefix: str) -> list[KernelCheck]:
+def _q_nope_kept(inputs: FusedInputs, outputs: FusedOutputs) -> KernelCheck | None:
+    """The fused kernel only moves q_nope: a fault of it that both paths share shows here, on any hardware."""
+    if outputs.q_cat.dtype is not inputs.q_nope.dtype:
+        return None
+    return compare("q_nope_kept", inputs.q_nope.contiguous(), outputs.q_cat[..., :KV_LORA_RANK].contiguous())
+
+
+def _compare_paths(expected: _Path, actual: _Path, setting: Setting, prefix: str, stale: _Path) -> list[KernelCheck]:
     written = setting.inputs.slots >= 0
-    pairs: list[tuple[str, torch.Tensor | None, torch.Tensor | None]] = [
-        ("q_all", expected.q_all, actual.q_all),
-        ("attention", expected.attention, actual.attention),
-        ("kv_cache", expected.kv_cache, actual.kv_cache),
-        # the kernel leaves rows of slot -1 alone, by its own contract
-        ("k_pe", expected.outputs.k_pe[: len(written)][written], actual.outputs.k_pe[: len(written)][written]),
-        ("decode_q_pe", expected.outputs.decode_q_pe, actual.outputs.decode_q_pe),
-        ("q_nope_zeros", expected.outputs.q_nope_zeros, actual.outputs.q_nope_zeros),
+
+    def tensors(path: _Path) -> dict[str, torch.Tensor | None]:
+        return {
+            "q_all": path.q_all,
+            "attention": path.attention,
+            "kv_cache": path.kv_cache,
+            # the kernel leaves rows of slot -1 alone, by its own contract
+            "k_pe": path.outputs.k_pe[: len(written)][written],
+            "decode_q_pe": path.outputs.decode_q_pe,
+            "q_nope_zeros": path.outputs.q_nope_zeros,
+        }
+
+    old = tensors(stale) | {"q_all": stale.q_all_given}
+    triples = ((name, want, tensors(actual)[name]) for name, want in tensors(expected).items())
+    return [
+        compare(prefix + name, want, got, stale=old[name])
+        for name, want, got in triples
+        if want is not None and got is not None
     ]
-    return [compare(prefix + name, want, got) for name, want, got in pairs if want is not None and got is not None]
+
+
+def _compare_consumer_inputs(path: _Path) -> list[KernelCheck]:
+    """On the skip path the consumer reads the producer's own output: changing it in place would change q_cat."""
+    return [
+        compare("consumer_leaves_q_all", path.q_all_given, path.q_all),
+        compare("consumer_leaves_kv_cache", path.kv_cache_given, path.kv_cache),
+    ]
+
+
+def _compare_replay(
+    cell: Cell, setting: Setting, other: Setting, providers: Mapping[str, Provider], skip: _Path
+) -> list[KernelCheck]:
+    """The skip path captured in a CUDA or HIP graph on other inputs, replayed on these: as when it runs eagerly."""
+    producer, consumer = _both(cell, providers)
+    copies: dict[str, Any] = _snapshot(other.inputs)
+    static = dataclasses.replace(other.inputs, **copies)
+
+    def step() -> dict[str, torch.Tensor]:
+        q_cat = setting.after_producer(producer.fused_qk_rope_cat_and_cache_mla(static).q_cat)
+        q_all = QUERY_PATHS["skip"](q_cat)
+        attention = consumer.sparse_mla(q_all, static.kv_cache, setting.indices, SOFTMAX_SCALE)
+        return {"q_all": q_all, "attention": attention, "kv_cache": static.kv_cache}
+
+    def change_inputs() -> None:
+        for name, value in _snapshot(setting.inputs).items():
+            getattr(static, name).copy_(value)
+
+    before, after = replayed(step, change_inputs)
+    want = {"q_all": skip.q_all_given, "attention": skip.attention, "kv_cache": skip.kv_cache}
+    return [compare(f"replay_{name}", want[name], after[name], stale=before[name]) for name in want]
 
 
 def _compare_unmodified(before: Mapping[str, torch.Tensor], inputs: FusedInputs) -> list[KernelCheck]:
@@ -259,62 +325,50 @@ def _untouched_slots(path: _Path, inputs: FusedInputs) -> KernelCheck:
 
 
 def _control(cell: Cell, skip: _Path, setting: Setting, providers: Mapping[str, Provider]) -> KernelCheck:
-    consumer = providers[cell.consumer].consumer
-    assert consumer is not None  # noqa: S101 (as above)
-    broken = skip.q_all.clone()
+    _, consumer = _both(cell, providers)
+    broken = skip.q_cat.clone()
     broken[..., KV_LORA_RANK:] = setting.inputs.q_pe.to(broken.dtype)
-    output = consumer.sparse_mla(broken, skip.kv_cache, setting.indices, (KV_LORA_RANK // 2) ** -0.5)
+    output = consumer.sparse_mla(broken, skip.kv_cache, setting.indices, SOFTMAX_SCALE)
     seen = not torch.equal(bits_of(output), bits_of(skip.attention))
-    return _flag(CONTROL, seen, "an un-rotated q_pe does not change the attention output, so its equality shows nothing")
+    return _flag(
+        CONTROL, seen, "an un-rotated q_pe does not change the attention output, so its equality shows nothing"
+    )
 
 
 def _flag(name: str, good: bool, detail: str) -> KernelCheck:
     return KernelCheck(name, good, "" if good else detail)
 
 
-def _count(cell: Cell, name: str, path: _Path) -> PathCount:
-    return PathCount(
-        cell.case, str(cell), name, "dispatcher", 1, path.removed, path.launches, path.allocated_bytes, path.same_storage
-    )
+def _counts(cell: Cell, cat: _Path, skip: _Path, device: torch.device) -> list[PathCount]:
+    """The path counts of both paths: by torch's profiler for a plain cell on a GPU, else by torch's dispatcher."""
+    paths = {"cat": cat, "skip": skip}
+    counts = {name: LaunchCount(1, path.counted.removed, path.counted.launches) for name, path in paths.items()}
+    method = "dispatcher"
+    if device.type == "cuda" and cell.variant == "plain":
+        takes = {name: functools.partial(QUERY_PATHS[name], path.q_cat) for name, path in paths.items()}
+        counts, method = count_launches(takes, REMOVED_KERNEL), "profiler"
+    return [
+        PathCount(
+            cell.case,
+            str(cell),
+            name,
+            method,
+            counts[name].calls,
+            counts[name].removed,
+            counts[name].launches,
+            path.counted.allocated_bytes,
+            path.same_storage,
+        )
+        for name, path in paths.items()
+    ]
+
+
+def _both(cell: Cell, providers: Mapping[str, Provider]) -> tuple[Producer, Consumer]:
+    producer, consumer = providers[cell.producer].producer, providers[cell.consumer].consumer
+    if producer is None or consumer is None:
+        raise ValueError(f"{cell} names a provider without that role; see kernels/providers")
+    return producer, consumer
 
 
 def _roles(cell: Cell, providers: Mapping[str, Provider]) -> dict[str, Provider]:
     return {"producer": providers[cell.producer], "consumer": providers[cell.consumer]}
-
-
-class _Poison(TorchDispatchMode):
-    """Fills every tensor that is allocated uninitialised inside with one byte pattern."""
-
-    _EMPTY: Sequence[Any] = (
-        torch.ops.aten.empty.memory_format,
-        torch.ops.aten.empty_like.default,
-        torch.ops.aten.empty_strided.default,
-        torch.ops.aten.new_empty.default,
-    )
-
-    def __init__(self, byte: int) -> None:
-        super().__init__()
-        self._byte = byte
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in self._EMPTY and result.numel():
-            result.view(torch.uint8).fill_(self._byte)
-        return result
-
-
-class _Count(TorchDispatchMode):
-    """Counts what runs inside: operations that are no views, concatenations, and bytes allocated."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.launches = self.removed = self.allocated_bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.launches += 1
-            self.removed += func is torch.ops.aten.cat.default
-            if isinstance(result, torch.Tensor):
-                self.allocated_bytes += result.untyped_storage().nbytes()
-        return result

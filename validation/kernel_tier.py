@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from validation.kernel_case import KernelCase
-from validation.kernel_cell import Cell, inapplicable, run_cell, run_producers
+from validation.kernel_cell import DTYPES, Cell, inapplicable, run_cell, run_producers
 from validation.operations import Provider, providers
 from validation.records import Journal, KernelCell, Note
 
@@ -40,6 +40,21 @@ def run_and_record(case: KernelCase, cell: Cell, journal: Journal) -> KernelCell
     journal.append(record)
     journal.sync()
     return record
+
+
+def prepare(pairs: Sequence[tuple[KernelCase, Cell]]) -> None:
+    """Compile ahead what the applicable ``pairs`` will consume."""
+    known = _providers()
+    shapes: dict[str, set[tuple[int, torch.dtype, torch.dtype]]] = {}
+    for case, cell in pairs:
+        usable = not known[cell.producer].missing and not known[cell.consumer].missing
+        if usable and case.compares == "paths" and not inapplicable(cell, case.not_applicable(cell), known):
+            shape = (cell.heads, DTYPES[cell.query], DTYPES[cell.cache])
+            shapes.setdefault(cell.consumer, set()).add(shape)
+    for name, wanted in shapes.items():
+        consumer = known[name].consumer
+        if consumer is not None:
+            consumer.prepare(wanted)
 
 
 def device() -> torch.device:

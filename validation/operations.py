@@ -7,7 +7,7 @@ A provider is one leaf file under ``kernels/providers``; the kernel tier and the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -64,6 +64,9 @@ class Consumer(Protocol):
 
     def unsupported(self, query: torch.dtype, cache: torch.dtype) -> str:
         """Why these dtypes cannot be consumed on this machine; empty where they can."""
+
+    def prepare(self, shapes: Collection[tuple[int, torch.dtype, torch.dtype]]) -> None:
+        """Compile ahead, where there is something to compile, for these (heads, query dtype, cache dtype)."""
 
     def sparse_mla(
         self, q_all: torch.Tensor, kv_cache: torch.Tensor, indices: torch.Tensor, softmax_scale: float

@@ -51,7 +51,9 @@ def with_missing(findings: Sequence[Finding], profile: Profile, tiers: Iterable[
     return [
         *findings,
         *(
-            not_run(e.value, e, "not_gathered", f"{e.value} is required by the {profile.value} profile and was not gathered")
+            not_run(
+                e.value, e, "not_gathered", f"{e.value} is required by the {profile.value} profile and was not gathered"
+            )
             for e in missing
         ),
     ]

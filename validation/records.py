@@ -216,7 +216,7 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
     if hint is Any:
         return value
     if origin is tuple:
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             raise ValueError(f"{key} is {type(value).__name__}, expected a list")
         return tuple(_typed(args[0], item, key) for item in value)
     if type(None) in args:
@@ -243,7 +243,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Write one line; it is on disk after the next ``sync``."""
-        self._file.write(json.dumps(to_json(record), ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.write(json.dumps(to_json(record), allow_nan=False) + "\n")
 
     def sync(self) -> None:
         """Force everything appended so far to the disk."""

@@ -81,8 +81,11 @@ def _to_torch(data: Any, dtype: torch.dtype) -> torch.Tensor:
 
 def _to_numpy(tensor: torch.Tensor) -> Any:
     size = tensor.element_size()
-    return tensor.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]).numpy().view(
-        _UNSIGNED[size]
+    return (
+        tensor.contiguous()
+        .view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+        .numpy()
+        .view(_UNSIGNED[size])
     )
 
 

@@ -30,6 +30,10 @@ class Verdict(str, enum.Enum):
     NOT_APPLICABLE = "NOT_APPLICABLE"
 
 
+UNDECIDED_OR_WORSE = frozenset({Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.NOT_RUN})
+"""Verdicts that do not let a claim through."""
+
+
 class AuditVerdict(str, enum.Enum):
     """What re-deriving an author's own figures says about them."""
 
@@ -119,9 +123,13 @@ class Finding:
             raise ValueError(f"finding {self.name!r} has no name or no sentence; give both")
         gathered = self.verdict in (Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE)
         if gathered and self.records < 1:
-            raise ValueError(f"finding {self.name!r} is {self.verdict.value} on 0 records; gather evidence or say NOT_RUN")
+            raise ValueError(
+                f"finding {self.name!r} is {self.verdict.value} on 0 records; gather evidence or say NOT_RUN"
+            )
         if self.verdict is Verdict.PASS and (not self.numbers or self.detectable is None):
-            raise ValueError(f"finding {self.name!r} is PASS without numbers and a smallest detectable effect; give both")
+            raise ValueError(
+                f"finding {self.name!r} is PASS without numbers and a smallest detectable effect; give both"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The finding as JSON data."""

@@ -6,16 +6,13 @@ engine serves with AITER itself, and the compiled kernel contracts multiply-adds
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
-from validation.discovery import ROOT, load_leaf
 from validation.kernel_case import KernelCase
 from validation.kernel_cell import Cell
+from validation.kernel_variants import variant_of
 
 NAME = "torch_tie"
-_CAT_SKIP: KernelCase = load_leaf(ROOT / "kernels" / "cases" / "cat_skip.py").CASE
 _VARIANTS = ("neox", "full_width_tables", "padded_slots", "k_scale", "decode_zeros", "strided_callers")
 _PAYLOADS = ("negative_zeros", "infinities", "denormals", "saturation")
 
@@ -34,14 +31,14 @@ def not_applicable(cell: Cell) -> str:
     return "the engine serves with AITER itself on a GPU" if torch.cuda.is_available() else ""
 
 
-CASE = dataclasses.replace(
-    _CAT_SKIP,
+CASE = KernelCase(
     name=NAME,
     claim="the torch operations that serve the embedded engine on a CPU have the bits of AITER's kernel",
     source="the embedded engine of this project",
     removed_op="",
     removed_kernel="",
     cells=cells,
+    variant_of=variant_of,
     not_applicable=not_applicable,
     compares="producers",
 )

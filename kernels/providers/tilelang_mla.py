@@ -10,6 +10,8 @@ import functools
 import importlib.metadata
 import importlib.util
 import logging
+import os
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +44,13 @@ class TileLangConsumer:
             return "NVIDIA GPUs have no float8_e4m3fnuz"
         return ""
 
+    def prepare(self, shapes: Collection[tuple[int, torch.dtype, torch.dtype]]) -> None:
+        """Compile ahead what (heads, query, cache) will need."""
+        wanted = {(heads, _NAMES[query], _NAMES[cache]) for heads, query, cache in shapes}
+        missing = sorted(wanted - _COMPILED.keys())
+        if missing:
+            compile_ahead(missing)
+
     def sparse_mla(
         self, q_all: torch.Tensor, kv_cache: torch.Tensor, indices: torch.Tensor, softmax_scale: float
     ) -> torch.Tensor:
@@ -50,7 +59,7 @@ class TileLangConsumer:
         padding = -indices.shape[-1] % TOPK_MULTIPLE
         if padding:
             indices = torch.nn.functional.pad(indices, (0, padding), value=-1)
-        kernel = compiled_kernel(heads, indices.shape[-1], _NAMES[q_all.dtype], _NAMES[kv_cache.dtype])
+        kernel = compiled_kernel(heads, _NAMES[q_all.dtype], _NAMES[kv_cache.dtype])
         output = torch.empty(
             (tokens, heads, KV_LORA_RANK),
             dtype=torch.float16 if q_all.dtype is torch.float16 else torch.bfloat16,
@@ -65,36 +74,49 @@ def _scale_tensor(softmax_scale: float, device: torch.device) -> torch.Tensor:
     return torch.tensor([softmax_scale], dtype=torch.float32, device=device)
 
 
-@functools.cache
-def compiled_kernel(heads: int, topk: int, query: str, cache: str) -> Any:
-    """The kernel for one head count, top-k and dtypes; tokens and cache slots stay dynamic."""
+_Shape = tuple[int, str, str]
+_COMPILED: dict[_Shape, Any] = {}
+
+
+def compiled_kernel(heads: int, query: str, cache: str) -> Any:
+    """The kernel for one head count and dtypes; tokens, cache slots and top-k stay dynamic."""
+    shape = (heads, query, cache)
+    if shape not in _COMPILED:
+        compile_ahead([shape])
+    return _COMPILED[shape]
+
+
+def compile_ahead(shapes: Sequence[_Shape]) -> None:
+    """Compile the kernels of several shapes; a GPU's compiler runs beside itself, 4 to 10 s a kernel on an H200."""
     import tilelang
 
     logging.getLogger("tilelang").setLevel(logging.WARNING)
     if ON_GPU:
-        return tilelang.compile(gpu_function(heads, topk, query, cache, rocm=ON_ROCM))
-    _legalise_bf16_storage()
-    return tilelang.compile(
-        cpu_function(heads, topk, query, cache),
-        target="c",
-        execution_backend="cython",
+        functions = [gpu_function(*shape, rocm=ON_ROCM) for shape in shapes]
+        kernels = tilelang.par_compile(functions, num_workers=min(len(shapes), os.cpu_count() or 1))
+    else:
+        _legalise_bf16_storage()
         # without -O3 the kernel is 4 to 5 times slower; TileLang's own code breaks strict aliasing
-        compile_flags=["-O3", "-march=native", "-fno-strict-aliasing"],
-    )
+        flags = ["-O3", "-march=native", "-fno-strict-aliasing"]
+        kernels = [
+            tilelang.compile(cpu_function(*shape), target="c", execution_backend="cython", compile_flags=flags)
+            for shape in shapes
+        ]
+    _COMPILED.update(zip(shapes, kernels, strict=True))
 
 
-def cpu_function(heads: int, topk: int, query: str, cache: str) -> Any:
+def cpu_function(heads: int, query: str, cache: str) -> Any:
     """The kernel as plain loops: the CPU target has no shared memory, fragments or parallel loops."""
     import tilelang.language as T  # noqa: N812 (TileLang's own convention)
 
     H, L, D, B, acc = heads, KV_LORA_RANK, Q_CAT_DIM, TOPK_MULTIPLE, "float32"  # noqa: N806
-    M, S = T.dynamic("m"), T.dynamic("s")  # noqa: N806
+    M, S, K = T.dynamic("m"), T.dynamic("s"), T.dynamic("k")  # noqa: N806
 
-    @T.prim_func
-    def main(
+    @T.prim_func  # type: ignore[untyped-decorator]
+    def main(  # type: ignore[no-untyped-def]
         Q: T.Tensor((M, H, D), query),  # type: ignore[valid-type]
         KV: T.Tensor((S, 1, D), cache),  # type: ignore[valid-type]
-        Indices: T.Tensor((M, topk), "int32"),  # type: ignore[valid-type]
+        Indices: T.Tensor((M, K), "int32"),  # type: ignore[valid-type]
         Scale: T.Tensor((1,), acc),  # type: ignore[valid-type]
         Output: T.Tensor((M, H, L), query),  # type: ignore[valid-type]
     ):
@@ -112,7 +134,7 @@ def cpu_function(heads: int, topk: int, query: str, cache: str) -> Any:
             T.fill(o, 0)
             T.fill(total, 0)
             T.fill(highest, MASKED)
-            for block in T.serial(topk // B):
+            for block in T.serial(K // B):
                 for b, d in T.grid(B, D):
                     kv[b, d] = T.if_then_else(
                         Indices[token, block * B + b] >= 0,
@@ -124,16 +146,12 @@ def cpu_function(heads: int, topk: int, query: str, cache: str) -> Any:
                 for h, b, d in T.grid(H, B, D):
                     s[h, b] += q[h, d] * kv[b, d]
                 for h, b in T.grid(H, B):
-                    s[h, b] = T.if_then_else(
-                        Indices[token, block * B + b] >= 0, s[h, b] * Scale[0] * LOG2_E, MASKED
-                    )
+                    s[h, b] = T.if_then_else(Indices[token, block * B + b] >= 0, s[h, b] * Scale[0] * LOG2_E, MASKED)
                 for h in T.serial(H):
                     shrink[h] = highest[h]
                 T.reduce_max(s, highest, dim=1, clear=False)
                 for h, b in T.grid(H, B):
-                    s[h, b] = T.if_then_else(
-                        Indices[token, block * B + b] >= 0, T.exp2(s[h, b] - highest[h]), 0.0
-                    )
+                    s[h, b] = T.if_then_else(Indices[token, block * B + b] >= 0, T.exp2(s[h, b] - highest[h]), 0.0)
                 T.reduce_sum(s, block_total, dim=1)
                 for h in T.serial(H):
                     shrink[h] = T.exp2(shrink[h] - highest[h])
@@ -148,7 +166,7 @@ def cpu_function(heads: int, topk: int, query: str, cache: str) -> Any:
     return main
 
 
-def gpu_function(heads: int, topk: int, query: str, cache: str, *, rocm: bool) -> Any:
+def gpu_function(heads: int, query: str, cache: str, *, rocm: bool) -> Any:
     """The kernel with matrix units, one thread block a token and head block.
 
     The tile sizes fit the shared memory: 64 x 576 bf16 queries and as many keys are 147 kB of Hopper's 227 kB; on ROCm
@@ -161,13 +179,13 @@ def gpu_function(heads: int, topk: int, query: str, cache: str, *, rocm: bool) -
     # matrix instructions take at least 16 rows
     HB = min(most_heads, max(16, 1 << (H - 1).bit_length()))  # noqa: N806
     mma = "float16" if query == "float16" else "bfloat16"
-    M, S = T.dynamic("m"), T.dynamic("s")  # noqa: N806
+    M, S, K = T.dynamic("m"), T.dynamic("s"), T.dynamic("k")  # noqa: N806
 
-    @T.prim_func
-    def main(
+    @T.prim_func  # type: ignore[untyped-decorator]
+    def main(  # type: ignore[no-untyped-def]
         Q: T.Tensor((M, H, L + R), query),  # type: ignore[valid-type]
         KV: T.Tensor((S, 1, L + R), cache),  # type: ignore[valid-type]
-        Indices: T.Tensor((M, topk), "int32"),  # type: ignore[valid-type]
+        Indices: T.Tensor((M, K), "int32"),  # type: ignore[valid-type]
         Scale: T.Tensor((1,), acc),  # type: ignore[valid-type]
         Output: T.Tensor((M, H, L), mma),  # type: ignore[valid-type]
     ):
@@ -198,7 +216,7 @@ def gpu_function(heads: int, topk: int, query: str, cache: str, *, rocm: bool) -
             T.fill(o, 0)
             T.fill(total, 0)
             T.fill(highest, MASKED)
-            for block in T.serial(topk // B):
+            for block in T.serial(K // B):
                 for b, d in T.Parallel(B, L):
                     k_nope[b, d] = T.if_then_else(
                         Indices[token, block * B + b] >= 0,
@@ -216,14 +234,10 @@ def gpu_function(heads: int, topk: int, query: str, cache: str, *, rocm: bool) -
                 T.gemm(q_rope, k_rope, s, transpose_B=True, policy=T.GemmWarpPolicy.FullCol)
                 T.copy(highest, shrink)
                 for h, b in T.Parallel(HB, B):
-                    s[h, b] = T.if_then_else(
-                        Indices[token, block * B + b] >= 0, s[h, b] * Scale[0] * LOG2_E, MASKED
-                    )
+                    s[h, b] = T.if_then_else(Indices[token, block * B + b] >= 0, s[h, b] * Scale[0] * LOG2_E, MASKED)
                 T.reduce_max(s, highest, dim=1, clear=False)
                 for h, b in T.Parallel(HB, B):
-                    s[h, b] = T.if_then_else(
-                        Indices[token, block * B + b] >= 0, T.exp2(s[h, b] - highest[h]), 0.0
-                    )
+                    s[h, b] = T.if_then_else(Indices[token, block * B + b] >= 0, T.exp2(s[h, b] - highest[h]), 0.0)
                 T.reduce_sum(s, block_total, dim=1)
                 for h in T.Parallel(HB):
                     shrink[h] = T.exp2(shrink[h] - highest[h])
@@ -264,7 +278,9 @@ def _provider() -> Provider:
             "tilelang", "", missing="TileLang is not installed; install it: python -m pip install tilelang==0.1.15"
         )
     target = ("HIP" if ON_ROCM else "CUDA") if ON_GPU else "C target, bf16 stored through a legalising pass of ours"
-    return Provider("tilelang", f"tilelang {importlib.metadata.version('tilelang')}, {target}", consumer=TileLangConsumer())
+    return Provider(
+        "tilelang", f"tilelang {importlib.metadata.version('tilelang')}, {target}", consumer=TileLangConsumer()
+    )
 
 
 PROVIDER = _provider()

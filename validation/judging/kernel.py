@@ -15,7 +15,10 @@ SHOWN = 5
 
 
 def judge_kernels(
-    cells: Sequence[KernelCell], paths: Sequence[PathCount], declared: Mapping[str, Mapping[str, Any]], missing: str = ""
+    cells: Sequence[KernelCell],
+    paths: Sequence[PathCount],
+    declared: Mapping[str, Mapping[str, Any]],
+    missing: str = "",
 ) -> list[Finding]:
     """``kernel_bits.<case>`` for each case, and ``path_proof.<case>`` where the case removes an operation.
 
@@ -61,7 +64,9 @@ def _bits_finding(
 
     if unequal:
         shown = "; ".join(f"{cell}: {check.name}: {check.detail}" for cell, check in unequal[:SHOWN])
-        return finding(Verdict.FAIL, "bits_differ", f"{len(unequal)} of {numbers['checks']} comparisons differ: {shown}")
+        return finding(
+            Verdict.FAIL, "bits_differ", f"{len(unequal)} of {numbers['checks']} comparisons differ: {shown}"
+        )
     if absent:
         return not_run(name, evidence, *_absence(absent, len(cells), missing), numbers)
     if not applicable:
@@ -103,7 +108,9 @@ def _path_finding(
     if idle:
         sentence = f"the cat path never ran the operation that the skip path removes, first in {idle[0]}"
         return not_run(name, evidence, "no_path_proof", sentence, numbers)
-    faults = [f"{p.cell}: the cat path ran it {p.removed} times in {p.calls} calls" for p in cat if p.removed != p.calls]
+    faults = [
+        f"{p.cell}: the cat path ran it {p.removed} times in {p.calls} calls" for p in cat if p.removed != p.calls
+    ]
     for path in skip:
         for bad, what in (
             (path.removed, f"still ran the removed operation {path.removed} times"),

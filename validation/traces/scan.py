@@ -244,7 +244,10 @@ class EventFile:
 
     def _close(self, in_object: bool) -> None:
         """Read what follows the array: more header, or nothing."""
-        self._drop(self._buffer.index(b"]") + 1)
+        end = self._buffer.find(b"]")
+        if end < 0:
+            raise TraceError(f"{self.name} is cut short: it ends at byte {self.bytes_read} inside its events; copy it again")
+        self._drop(end + 1)
         self._fill(self._limits.event_bytes)
         if not self._at_end:
             raise TraceError(f"{self.name} has over {self._limits.event_bytes} bytes after its events; expected few")

@@ -1,0 +1,367 @@
+"""The end-to-end experiment: blocks of fresh launches, every arm in each, in balanced random order.
+
+Each launch answers the token-identity prompts, in the first blocks the accuracy questions, and every latency scenario.
+Everything goes to the journal as it happens; nothing here knows a threshold but what the plan declares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from validation.arms import Arm, CommandArm, Place, Server, UrlArm, embedded_arm, reset_caches
+from validation.baselines import load_baseline
+from validation.client import Backend, Job, Prompt, Sampling, remaining, run_load
+from validation.client.selftest import self_test
+from validation.discovery import load_all
+from validation.e2e_plan import BASELINE, CANDIDATE, CONTROL, E2EPlan
+from validation.gsm8k import PROMPT_MODES
+from validation.judging.accuracy_arms import AccuracyPlan
+from validation.judging.latency import LatencyPlan, decide_next, measure_blocks
+from validation.judging.tokens import TokensPlan
+from validation.options import OptionError, Settings
+from validation.profiles import Profile
+from validation.records import Journal, Launch, Note, Question, Record, Request, ScenarioRun
+from validation.scenario import AccuracyScenario, LatencyScenario, scenario_named
+
+TOKENS_QUESTIONS = 32
+"""Prompts of the token-identity check, asked of every launch: seconds, and enough that a planted break shows."""
+REHEARSAL_BLOCKS = 3
+TELL_EVERY_S = 5.0
+MEASURED_BLOCKS = 8
+"""Enough for the joint sign-flip test over scenarios, whose smallest p is 2^-8."""
+PULL_REQUEST_SCENARIOS = ("1k1k-c4", "1k1k-c16")
+"""The seed's ten cost about 47 minutes of decode per arm and run; a pull request gets two of them."""
+
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which evidence the selected tests ask for; what nobody asked for is not gathered."""
+
+    tokens: bool
+    accuracy: bool
+    latency: bool
+
+
+def plan_of(settings: Settings) -> E2EPlan:
+    """The plan that the options ask for.
+
+    Raises:
+        OptionError: a scenario is unknown, or the questions cannot be loaded.
+    """
+    embedded = settings.form == "embedded"
+    try:
+        scenario = scenario_named(
+            settings.accuracy_scenario or ("word-problems" if embedded else "gsm8k"), AccuracyScenario
+        )
+        latency = tuple(
+            scenario_named(name, LatencyScenario).name for name in settings.scenarios or _default_scenarios(settings)
+        )
+        _, questions, digest = scenario.questions_of(settings.gsm8k, settings.questions)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    runs = settings.runs if settings.runs > 1 or settings.profile is not Profile.RELEASE else 3
+    single = settings.form == "single"
+    blocks = max(settings.blocks or (REHEARSAL_BLOCKS if embedded else MEASURED_BLOCKS), runs)
+    accuracy = AccuracyPlan(
+        scenario=scenario.name,
+        candidate=CANDIDATE,
+        reference=None if single else BASELINE,
+        extractor=PROMPT_MODES[scenario.prompt_mode].extractor,
+        runs=1 if settings.form in ("single", "urls") else runs,
+        floor=settings.accuracy_floor,
+        questions_sha256=digest,
+        prompt_mode=scenario.prompt_mode,
+    )
+    return E2EPlan(
+        form=settings.form,
+        arms=tuple(arm.name for arm in arms_of(settings)),
+        accuracy_scenario=scenario.name,
+        questions=len(questions),
+        questions_sha256=digest,
+        tokens_scenario=f"{scenario.name}-tokens",
+        tokens_questions=min(TOKENS_QUESTIONS, len(questions)),
+        latency_scenarios=latency,
+        max_blocks=blocks,
+        latency_runs=1,
+        accuracy=accuracy,
+        tokens=TokensPlan(
+            BASELINE,
+            CANDIDATE,
+            CONTROL,
+            scenarios=(f"{scenario.name}-tokens",),
+            require_determinism=settings.profile is Profile.REHEARSAL,
+        ),
+        latency=LatencyPlan(scenarios=latency, max_blocks=max(blocks, 3)),
+        claimed_difference=("query_path", "command"),
+    )
+
+
+def _default_scenarios(settings: Settings) -> Sequence[str]:
+    if settings.form == "embedded":
+        return ("rehearsal-c1", "rehearsal-c8")
+    if settings.profile is Profile.RELEASE:
+        return [f"{workload}-c{c}" for workload in ("8k1k", "1k1k") for c in (4, 8, 16, 32, 64)]
+    return PULL_REQUEST_SCENARIOS
+
+
+def arms_of(settings: Settings) -> list[Arm]:
+    """The arms that the options name; the control, where there is one, comes last."""
+    if settings.form == "embedded":
+        return [
+            embedded_arm(BASELINE, "cat"),
+            embedded_arm(CANDIDATE, "skip"),
+            embedded_arm(CONTROL, "skip", "--plant", "broken-rope"),
+        ]
+    if settings.candidate_cmd and settings.baseline_cmd:
+        arms: list[Arm] = [
+            CommandArm(BASELINE, settings.baseline_cmd, settings.baseline_stop_cmd),
+            CommandArm(CANDIDATE, settings.candidate_cmd, settings.candidate_stop_cmd),
+        ]
+        if settings.control_cmd:
+            arms.append(CommandArm(CONTROL, settings.control_cmd))
+        return arms
+    urls = ((BASELINE, settings.baseline_url), (CANDIDATE, settings.server_url))
+    return [UrlArm(name, url) for name, url in urls if url]
+
+
+def arm_order(seed: int, block: int, names: Sequence[str]) -> list[str]:
+    """The arms of a block: a random order in every even block, and its reverse in the next, so that both come equally often."""
+    order = list(names)
+    random.Random(f"{seed} {block // 2}").shuffle(order)
+    return order if block % 2 == 0 else order[::-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run's servers, journal and plan."""
+
+    settings: Settings
+    plan: E2EPlan
+    folder: pathlib.Path
+    journal: Journal
+    progress: Progress
+    done: Sequence[Record] = ()
+    """Records of the run that is resumed."""
+
+    def gather(self, wanted: Wanted) -> None:
+        """Measure everything ``wanted``, block by block, until the plan's own rule stops it.
+
+        Raises:
+            ArmError: a server does not start, answer or stop.
+        """
+        backend: Backend = load_all("scenarios/backends", "BACKEND")[self.settings.backend]
+        arms = {arm.name: arm for arm in arms_of(self.settings)}
+        measured = [name for name in arms if name != CONTROL]
+        records: list[Record] = list(self.done)
+        if wanted.latency:
+            self._self_test(backend)
+        for block in range(self._blocks(wanted)):
+            for position, name in enumerate(arm_order(self.settings.seed, block, measured)):
+                records += self._launch(arms[name], block, position, backend, wanted, records)
+            if wanted.latency and self._latency_decided(records, block):
+                break
+        if wanted.tokens and CONTROL in arms:
+            only_tokens = Wanted(tokens=True, accuracy=False, latency=False)
+            self._launch(arms[CONTROL], 0, 0, backend, only_tokens, records)
+
+    def _blocks(self, wanted: Wanted) -> int:
+        if wanted.latency:
+            return self.plan.max_blocks
+        # token identity needs a second launch of each arm, to see whether an arm equals itself
+        return max(self.plan.accuracy.runs if wanted.accuracy else 1, 2 if wanted.tokens else 1)
+
+    def _latency_decided(self, records: Sequence[Record], block: int) -> bool:
+        if len(self.plan.arms) < 2 or block + 1 < self.plan.accuracy.runs:
+            return False
+        _, blocks = measure_blocks(records, candidate=CANDIDATE, baseline=BASELINE)
+        step = decide_next([b for b in blocks if b.scenario in self.plan.latency_scenarios], self.plan.latency)
+        self.progress(f"block {block + 1} of at most {self.plan.max_blocks}: {step.sentence}")
+        return step.stop
+
+    def _self_test(self, backend: Backend) -> None:
+        most = max(scenario_named(name, LatencyScenario).concurrency for name in self.plan.latency_scenarios)
+        self.progress(f"client self-test at {most} streams")
+        result = self_test(backend, most)
+        self._write(Note("self_test", "the client measured its own TPOT error on a fake server", result.to_json()))
+
+    def _launch(
+        self, arm: Arm, block: int, position: int, backend: Backend, wanted: Wanted, before: Sequence[Record]
+    ) -> list[Record]:
+        launch_id = f"b{block}-{arm.name}"
+        earlier = [r for r in before if isinstance(r, Launch) and r.arm == arm.name and r.block == block]
+        if earlier and not self._missing(arm.name, block, wanted, before):
+            return []
+        if earlier:
+            launch_id += f"-resumed{len(earlier)}"
+        place = Place(self.folder / "logs" / launch_id, self.settings.gpus)
+        written: list[Record] = []
+        self.progress(f"block {block + 1}, {arm.name}: starting")
+        with arm.session(place, self.progress) as server:
+            launch = Launch(
+                launch_id, arm.name, block, position, server.url, server.ready_s, arm.fresh, server.identity
+            )
+            written.append(self._write(launch))
+            for activity in self._activities(block, wanted):
+                written += self._run(activity, launch, server, backend, before)
+        self.journal.sync()
+        return written
+
+    def _activities(self, block: int, wanted: Wanted) -> list[_Activity]:
+        activities = []
+        scenario = scenario_named(self.plan.accuracy_scenario, AccuracyScenario)
+        if wanted.tokens or wanted.accuracy:
+            _, questions, _ = scenario.questions_of(self.settings.gsm8k, self.plan.questions)
+            if wanted.tokens and len(self.plan.arms) > 1:
+                some = questions[: self.plan.tokens_questions]
+                activities.append(_Activity(self.plan.tokens_scenario, scenario.concurrency, scenario.jobs(some)))
+            if wanted.accuracy and block < self.plan.accuracy.runs:
+                activities.append(_Activity(scenario.name, scenario.concurrency, scenario.jobs(questions), questions))
+        if wanted.latency:
+            for name in self.plan.latency_scenarios:
+                latency = scenario_named(name, LatencyScenario)
+                activities.append(_Activity(name, latency.concurrency, latency.jobs(self.settings.seed, block)))
+        return activities
+
+    def _missing(self, arm: str, block: int, wanted: Wanted, before: Sequence[Record]) -> list[str]:
+        """Activities of one arm and block that no earlier launch finished."""
+        finished = {r.scenario for r in before if isinstance(r, ScenarioRun) and (r.arm, r.block) == (arm, block)}
+        return [a.scenario for a in self._activities(block, wanted) if a.scenario not in finished]
+
+    def _run(
+        self, activity: _Activity, launch: Launch, server: Server, backend: Backend, before: Sequence[Record]
+    ) -> list[Record]:
+        where = (launch.arm, launch.block, 0, activity.scenario)
+        if any(isinstance(r, ScenarioRun) and (r.arm, r.block, r.run, r.scenario) == where for r in before):
+            return []
+        asked = {r.index for r in before if isinstance(r, Question) and r.scenario == activity.scenario}
+        for question in activity.questions:
+            if question.index not in asked and launch.block == 0:
+                self._write(question)
+        jobs = [
+            Job(prompt, sampling, launch.launch_id, launch.arm, launch.block, 0, activity.scenario, index)
+            for index, (prompt, sampling) in enumerate(activity.jobs)
+        ]
+        written: list[Record] = []
+        flushed = reset_caches(server.url, self.settings.api_key)
+        started = time.monotonic()
+        label = f"block {launch.block + 1}, {launch.arm}, {activity.scenario}"
+        counter = _Counter(label, len(jobs), self.progress)
+
+        def on_request(request: Request) -> None:
+            written.append(self._write(request))
+            counter.add(request)
+
+        report = run_load(
+            server.url,
+            backend,
+            remaining(jobs, before),
+            activity.concurrency,
+            on_request,
+            api_key=self.settings.api_key,
+        )
+        summary = ScenarioRun(
+            launch_id=launch.launch_id,
+            arm=launch.arm,
+            block=launch.block,
+            run=0,
+            scenario=activity.scenario,
+            concurrency=activity.concurrency,
+            requests=len(jobs),
+            prompts_sha256=_digest(activity.jobs),
+            cache_flushed=flushed,
+            wall_s=round(time.monotonic() - started, 4),
+            client=report.to_json(),
+        )
+        written.append(self._write(summary))
+        self.journal.sync()
+        return written
+
+    def _write(self, record: Record) -> Record:
+        self.journal.append(record)
+        return record
+
+
+@dataclasses.dataclass(frozen=True)
+class _Activity:
+    scenario: str
+    concurrency: int
+    jobs: Sequence[tuple[Prompt, Sampling]]
+    questions: Sequence[Question] = ()
+
+
+class _Counter:
+    """Reports a scenario's progress now and then, and its end."""
+
+    def __init__(self, label: str, total: int, progress: Progress) -> None:
+        self._label, self._total, self._progress = label, total, progress
+        self._started = self._last = time.monotonic()
+        self._requests = self._tokens = self._errors = 0
+
+    def add(self, request: Request) -> None:
+        self._requests += 1
+        self._tokens += request.output_tokens or 0
+        self._errors += request.error is not None
+        now = time.monotonic()
+        if now - self._last < TELL_EVERY_S and self._requests < self._total:
+            return
+        self._last = now
+        passed = max(now - self._started, 1e-9)
+        left = passed / self._requests * (self._total - self._requests)
+        self._progress(
+            f"{self._label}: {self._requests}/{self._total} requests, {self._tokens / passed:.0f} tokens/s, "
+            f"{self._errors} errors, {left:.0f} s left"
+        )
+
+
+def _digest(jobs: Sequence[tuple[Prompt, Sampling]]) -> str:
+    text = json.dumps([[dataclasses.asdict(prompt), dataclasses.asdict(sampling)] for prompt, sampling in jobs])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def declare(settings: Settings) -> dict[str, Any]:
+    """What the run's header says of the end-to-end tier; a recorded baseline is checked here, before anything starts.
+
+    Raises:
+        OptionError: an option does not fit.
+    """
+    plan = plan_of(settings)
+    declared: dict[str, Any] = {"e2e": plan.to_json(), "claimed_difference": list(plan.claimed_difference)}
+    if settings.baseline:
+        declared["baseline"] = load_baseline(settings.baseline, plan)
+    return declared
+
+
+def dry_run(settings: Settings) -> str:
+    """The plan in sentences: servers, scenarios, blocks, and how long they take where that is known."""
+    plan = plan_of(settings)
+    lines = [f"form: {plan.form}; arms: {', '.join(plan.arms)}"]
+    for arm in arms_of(settings):
+        lines.append(f"  {arm.name}: {arm.command if isinstance(arm, CommandArm) else getattr(arm, 'url', '')}")
+    lines.append(
+        f"accuracy: {plan.accuracy_scenario}, {plan.questions} questions, {plan.accuracy.runs} launches an arm"
+    )
+    total = 0.0
+    for name in plan.latency_scenarios:
+        scenario = scenario_named(name, LatencyScenario)
+        known = (
+            f"about {scenario.expected_s:.0f} s ({scenario.source})" if scenario.expected_s else "duration not known"
+        )
+        total += scenario.expected_s or 0.0
+        lines.append(f"latency: {name}, {scenario.requests} requests at {scenario.concurrency}, {known}")
+    lines.append(
+        f"at most {plan.max_blocks} blocks; decode takes about {2 * plan.max_blocks * total / 60:.0f} min in all"
+    )
+    lines.append(str(plan.latency))
+    return "\n".join(lines)
+
+
+__all__ = ["BASELINE", "CANDIDATE", "CONTROL", "Experiment", "Wanted", "declare", "dry_run", "plan_of"]

@@ -1,0 +1,236 @@
+"""From a run's raw records to its judgement: every judge called once, nothing measured. Pure but for ``judge_folder``."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from validation import profiles
+from validation.e2e_plan import BASELINE, CANDIDATE, CONTROL, E2EPlan
+from validation.gsm8k import SCORERS
+from validation.judging import cross_compile, scale_layout
+from validation.judging.accuracy import judge_accuracy
+from validation.judging.accuracy_arms import RecordedAccuracy
+from validation.judging.claims import audit, claims_from_json, facts_from_json
+from validation.judging.dispatch import judge_dispatch
+from validation.judging.kernel import judge_kernels
+from validation.judging.latency import judge_latency, measure_blocks
+from validation.judging.single_server import ScenarioBaseline, judge_against_baseline
+from validation.judging.tokens import judge_tokens
+from validation.judging.tpot import measure_runs
+from validation.judging.trace import KernelCount, RankCounts, TraceClaim, judge_trace, unreadable
+from validation.profiles import Profile
+from validation.records import (
+    KernelCell,
+    Launch,
+    Note,
+    PathCount,
+    Question,
+    Record,
+    RecordError,
+    Request,
+    Run,
+    ScenarioRun,
+    read_run,
+)
+from validation.verdicts import AuditResult, Evidence, Finding, Tier, Verdict, not_run
+
+CLIENT_SHARE = 10
+"""A latency verdict is refused when the client's own TPOT error exceeds the smallest useful gain divided by this."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """A run, judged: all that a report may know."""
+
+    run: Run
+    findings: tuple[Finding, ...]
+    audits: tuple[AuditResult, ...] = ()
+    notes: tuple[Note, ...] = ()
+    launches: tuple[Launch, ...] = ()
+    cells: tuple[KernelCell, ...] = ()
+    paths: tuple[PathCount, ...] = ()
+
+    @property
+    def profile(self) -> Profile:
+        """The profile that the run declared."""
+        return Profile(self.run.profile)
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The tiers that the run declared."""
+        return tuple(Tier(name) for name in self.run.tiers)
+
+    @property
+    def exit_status(self) -> int:
+        """0, 1 or 6; see ``validation.profiles``."""
+        return profiles.exit_status(self.findings, self.profile)
+
+    @property
+    def headline(self) -> str:
+        """The verdict sentence."""
+        return profiles.headline(self.findings, self.profile, self.tiers)
+
+
+def judge_folder(folder: pathlib.Path) -> Judgement:
+    """Read the raw records of ``folder`` and judge them; raises ``RecordError`` where they cannot be read."""
+    return judge_records(read_run(folder))
+
+
+def judge_records(records: Sequence[Record]) -> Judgement:
+    """Every finding of a run, from its records alone.
+
+    Raises:
+        RecordError: no header says what was declared.
+    """
+    headers = [r for r in records if isinstance(r, Run)]
+    if not headers:
+        raise RecordError("the run has no header record; expected one with what was declared")
+    run = headers[0]
+    notes = tuple(r for r in records if isinstance(r, Note))
+    tiers = [Tier(name) for name in run.tiers]
+    findings: list[Finding] = []
+    if Tier.KERNEL in tiers:
+        findings += _kernel_findings(records, run, notes)
+    if Tier.E2E in tiers:
+        findings += _e2e_findings(records, run, notes)
+    if Tier.TRACE in tiers:
+        findings += trace_findings(notes)
+    profile = Profile(run.profile)
+    return Judgement(
+        run=run,
+        findings=tuple(profiles.with_missing(findings, profile, tiers)),
+        audits=tuple(result for note in notes if note.topic == "claims" for result in _audit(note.data)),
+        notes=notes,
+        launches=tuple(r for r in records if isinstance(r, Launch)),
+        cells=tuple(r for r in records if isinstance(r, KernelCell)),
+        paths=tuple(r for r in records if isinstance(r, PathCount)),
+    )
+
+
+def _kernel_findings(records: Sequence[Record], run: Run, notes: Sequence[Note]) -> list[Finding]:
+    cells = [r for r in records if isinstance(r, KernelCell)]
+    paths = [r for r in records if isinstance(r, PathCount)]
+    declared: Mapping[str, Mapping[str, Any]] = run.declared["kernel_cells"]
+    missing = next((note.sentence for note in notes if note.topic == "missing"), "")
+    own = {*scale_layout.CASES, cross_compile.CASE}
+    plain = {case: declaration for case, declaration in declared.items() if case not in own}
+    return [
+        *judge_kernels(cells, paths, plain, missing),
+        *scale_layout.judge_scale_layout(cells, paths, declared, missing),
+        *cross_compile.judge_cross_compile(cells, declared, missing),
+        *judge_dispatch(records),
+    ]
+
+
+def _e2e_findings(records: Sequence[Record], run: Run, notes: Sequence[Note]) -> list[Finding]:
+    plan = E2EPlan.from_json(run.declared["e2e"])
+    baseline: Mapping[str, Any] | None = run.declared.get("baseline")
+    selected = next((note.data for note in notes if note.topic == "selected"), {})
+    findings: list[Finding] = []
+    for evidence, judge in (
+        (Evidence.TOKENS, _token_findings),
+        (Evidence.ACCURACY, _accuracy_findings),
+        (Evidence.LATENCY, _latency_findings),
+    ):
+        if selected.get(evidence.value, True):
+            findings += judge(records, plan, baseline)
+        else:
+            findings.append(
+                not_run(evidence.value, evidence, "deselected", f"the {evidence.value} test was deselected")
+            )
+    return findings
+
+
+def _token_findings(records: Sequence[Record], plan: E2EPlan, baseline: Mapping[str, Any] | None) -> list[Finding]:
+    if BASELINE not in plan.arms:
+        sentence = "one server was given, so there is no second one whose tokens could differ"
+        return [Finding("tokens.identity", Evidence.TOKENS, Verdict.NOT_APPLICABLE, "one_server", sentence)]
+    requests = [r for r in records if isinstance(r, Request) and r.scenario == plan.tokens_scenario]
+    if CONTROL not in plan.arms and requests:
+        sentence = "no planted break was served beside the arms, so equal tokens would show nothing; give --control-cmd"
+        return [not_run("tokens.identity", Evidence.TOKENS, "vacuous", sentence)]
+    return judge_tokens(requests, plan.tokens)
+
+
+def _accuracy_findings(records: Sequence[Record], plan: E2EPlan, baseline: Mapping[str, Any] | None) -> list[Finding]:
+    requests = [r for r in records if isinstance(r, Request) and r.scenario == plan.accuracy_scenario]
+    questions = [r for r in records if isinstance(r, Question) and r.scenario == plan.accuracy_scenario]
+    recorded = baseline["accuracy"] if baseline else None
+    accuracy = plan.accuracy
+    if recorded is not None:
+        accuracy = dataclasses.replace(accuracy, model=str(recorded["model"]))
+    return judge_accuracy(
+        requests,
+        questions,
+        accuracy,
+        SCORERS,
+        launches=[r for r in records if isinstance(r, Launch)],
+        baseline=None if recorded is None else RecordedAccuracy.from_json(recorded),
+    )
+
+
+def _latency_findings(records: Sequence[Record], plan: E2EPlan, baseline: Mapping[str, Any] | None) -> list[Finding]:
+    wanted = [r for r in records if not isinstance(r, Request | ScenarioRun) or r.scenario in plan.latency_scenarios]
+    error = _client_error(records, plan)
+    if BASELINE in plan.arms:
+        runs, blocks = measure_blocks(wanted, candidate=CANDIDATE, baseline=BASELINE)
+        findings = judge_latency(blocks, plan.latency, runs=runs)
+    else:
+        runs = measure_runs(wanted, CANDIDATE)
+        recorded = {
+            name: ScenarioBaseline(**values) for name, values in (baseline or {"latency": {}})["latency"].items()
+        }
+        findings = judge_against_baseline(runs, recorded, plan.latency)
+    return [_refused(finding, error) for finding in findings] if error else findings
+
+
+def _client_error(records: Sequence[Record], plan: E2EPlan) -> str:
+    """Why the client is too inexact for the declared gain; empty where it is exact enough."""
+    bound = plan.latency.smallest_useful_gain_percent / CLIENT_SHARE
+    tests = [r.data for r in records if isinstance(r, Note) and r.topic == "self_test"]
+    if not tests:
+        return "the client was not tested on a server of known step times"
+    bias = tests[-1]["tpot_bias_percent"]
+    if bias is None or abs(bias) > bound:
+        return f"the client's own TPOT error is {bias} %, more than {bound:g} %, a tenth of the smallest useful gain"
+    return ""
+
+
+def _refused(finding: Finding, error: str) -> Finding:
+    if finding.verdict not in (Verdict.PASS, Verdict.FAIL):
+        return finding
+    numbers = {**finding.numbers, "refused_verdict": finding.verdict.value, "refused_reason": finding.reason}
+    return dataclasses.replace(
+        finding,
+        verdict=Verdict.INCONCLUSIVE,
+        reason="client_error",
+        sentence=f"{error}; {finding.sentence}",
+        numbers=numbers,
+    )
+
+
+def trace_findings(notes: Sequence[Note]) -> list[Finding]:
+    """What the counted traces among ``notes`` show; nothing where an arm has none."""
+    broken = [note for note in notes if note.topic == "trace_unreadable"]
+    if broken:
+        return [unreadable(note.data["arm"], note.sentence) for note in broken]
+    counts = {note.data["arm"]: note.data for note in notes if note.topic == "trace_counts"}
+    if set(counts) != {BASELINE, CANDIDATE}:
+        return []
+    arms = [[_rank_counts(rank) for rank in counts[arm]["ranks"]] for arm in (BASELINE, CANDIDATE)]
+    return judge_trace(TraceClaim(**counts[BASELINE]["claim"]), *arms)
+
+
+def _rank_counts(data: Mapping[str, Any]) -> RankCounts:
+    return RankCounts(**{**data, "kernels": tuple(KernelCount(**kernel) for kernel in data["kernels"])})
+
+
+def _audit(data: Mapping[str, Any]) -> list[AuditResult]:
+    facts = data["facts"]
+    return audit(
+        claims_from_json(data["claims"], data["file"]),
+        None if facts is None else facts_from_json(facts, data["facts_file"]),
+    )

@@ -1,0 +1,127 @@
+"""The run of one pytest session: its folder, its journal, and what was declared before anything was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from validation.integrity import write_manifest
+from validation.judgement import Judgement, judge_folder
+from validation.kernel_case import declared_cells
+from validation.options import SETTINGS, Settings
+from validation.provenance import provenance
+from validation.records import SCHEMA, Journal, Note, Run
+from validation.reporting import write_reports
+from validation.reporting.escape import terminal
+from validation.verdicts import Tier
+
+
+@dataclasses.dataclass
+class ActiveRun:
+    """The run that is being gathered. Mutable only in what the session learns: own failures and the judgement."""
+
+    folder: pathlib.Path
+    journal: Journal
+    own_test_failures: int = 0
+    judgement: Judgement | None = None
+    report: pathlib.Path | None = None
+    manifest_sha256: str = ""
+
+    @staticmethod
+    def open(config: pytest.Config, settings: Settings, tiers: Sequence[Tier]) -> ActiveRun:
+        """Create or go on with the run folder, and write down what is declared.
+
+        Raises:
+            pytest.UsageError: the folder already holds another run.
+        """
+        worker = getattr(config, "workerinput", None)
+        folder = pathlib.Path(worker["run_dir"]) if worker else settings.run_folder()
+        part = str(worker["workerid"]) if worker else "main"
+        if worker is None and settings.resume is None and (folder / "raw").exists():
+            raise pytest.UsageError(
+                f"--run-dir {folder} already holds a run; give another folder, or --resume {folder}"
+            )
+        journal = Journal(folder / "raw" / f"{part}.jsonl")
+        if settings.resume is not None:
+            journal.append(Note("resumed", "the run was interrupted and resumed; finished requests were not repeated"))
+        elif worker is None or part == "gw0":
+            journal.append(_header(settings, tiers, folder))
+        journal.sync()
+        return ActiveRun(folder, journal)
+
+    @staticmethod
+    def of_workers(config: pytest.Config) -> ActiveRun | None:
+        """The run that xdist's workers gathered, where they gathered one."""
+        folder = config.stash[SETTINGS].run_folder() if config.stash.get(SETTINGS, None) else None
+        if folder is None or not list((folder / "raw").glob("gw*.jsonl")):
+            return None
+        return ActiveRun(folder, Journal(folder / "raw" / "main.jsonl"))
+
+    def finish(self, interrupted: bool) -> Judgement:
+        """Close the journal, judge the records, and write the reports beside them."""
+        if interrupted:
+            self.journal.append(
+                Note("interrupted", "the run was interrupted; what is missing is NOT_RUN or INCONCLUSIVE")
+            )
+        self.journal.close()
+        self.judgement = judge_folder(self.folder)
+        self.report = write_reports(self.folder, self.judgement)
+        self.manifest_sha256 = write_manifest(self.folder)
+        return self.judgement
+
+    def summary_lines(self) -> list[str]:
+        """The findings, the headline and where the report lies."""
+        judgement = self.judgement
+        if judgement is None:
+            return []
+        lines = [f"{f.verdict.value:<14} {f.name}: {terminal(f.sentence)}" for f in judgement.findings]
+        lines += [f"{a.verdict.value:<14} {a.name}: {terminal(a.sentence)}" for a in judgement.audits]
+        return [*lines, "", terminal(judgement.headline), f"report: {self.report}"]
+
+
+def _header(settings: Settings, tiers: Sequence[Tier], folder: pathlib.Path) -> Run:
+    declared: dict[str, Any] = {"form": settings.form}
+    if Tier.KERNEL in tiers:
+        declared["kernel_matrix"] = settings.matrix
+        declared["kernel_cells"] = declared_cells(settings.matrix)
+    if Tier.E2E in tiers:
+        from validation.e2e import declare
+
+        declared.update(declare(settings))
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return Run(
+        run_id=folder.name,
+        schema=SCHEMA,
+        started_utc=now.isoformat(timespec="seconds"),
+        profile=settings.profile.value,
+        tiers=tuple(tier.value for tier in tiers),
+        seed=settings.seed,
+        command=tuple(_without_secrets(sys.argv)),
+        declared=declared,
+        provenance=provenance(),
+    )
+
+
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    """The command line, its program's folder and every API key left out."""
+    clean: list[str] = []
+    for word in words:
+        if clean and clean[-1] == "--api-key":
+            clean.append("***")
+        elif word.startswith("--api-key="):
+            clean.append("--api-key=***")
+        else:
+            clean.append(word)
+    if clean:
+        clean[0] = os.path.basename(clean[0])
+    return clean
+
+
+RUN: pytest.StashKey[ActiveRun] = pytest.StashKey()
