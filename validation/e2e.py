@@ -28,6 +28,7 @@ from validation.judging.tokens import TokensPlan
 from validation.options import OptionError, Settings
 from validation.profiles import Profile
 from validation.records import Journal, Launch, Note, Question, Record, Request, ScenarioRun
+from validation.same_build import read_same_build
 from validation.scenario import AccuracyScenario, LatencyScenario, scenario_named
 
 TOKENS_QUESTIONS = 32
@@ -158,22 +159,39 @@ class Experiment:
         Raises:
             ArmError: a server does not start, answer or stop.
         """
-        backend: Backend = load_all("scenarios/backends", "BACKEND")[self.settings.backend]
-        arms = {arm.name: arm for arm in arms_of(self.settings)}
-        measured = [name for name in arms if name != CONTROL]
         records: list[Record] = list(self.done)
         if wanted.latency:
-            self._self_test(backend)
-        for block in range(self._blocks(wanted)):
-            for position, name in enumerate(arm_order(self.settings.seed, block, measured)):
-                records += self._launch(arms[name], block, position, backend, wanted, records)
-            if wanted.latency and self._latency_decided(records, block):
+            self.self_test()
+        for number in range(self.most_blocks(wanted)):
+            records += self.block(number, wanted, records)
+            if self.decided(number, wanted, records):
                 break
-        if wanted.tokens and CONTROL in arms:
-            only_tokens = Wanted(tokens=True, accuracy=False, latency=False)
-            self._launch(arms[CONTROL], 0, 0, backend, only_tokens, records)
+        self.control(wanted, records)
 
-    def _blocks(self, wanted: Wanted) -> int:
+    def block(self, number: int, wanted: Wanted, before: Sequence[Record]) -> list[Record]:
+        """Launch every measured arm once, in turn; returns what was written beyond ``before``, the run's records so far.
+
+        Raises:
+            ArmError: a server does not start, answer or stop.
+        """
+        arms = {arm.name: arm for arm in arms_of(self.settings) if arm.name != CONTROL}
+        written: list[Record] = []
+        for position, name in enumerate(arm_order(self.settings.seed, number, list(arms))):
+            written += self._launch(arms[name], number, position, wanted, [*before, *written])
+        return written
+
+    def control(self, wanted: Wanted, before: Sequence[Record]) -> list[Record]:
+        """Ask the build with a planted break, where there is one, for its tokens; returns what was written."""
+        only_tokens = Wanted(tokens=True, accuracy=False, latency=False)
+        control = [arm for arm in arms_of(self.settings) if wanted.tokens and arm.name == CONTROL]
+        return [record for arm in control for record in self._launch(arm, 0, 0, only_tokens, before)]
+
+    def decided(self, number: int, wanted: Wanted, records: Sequence[Record]) -> bool:
+        """Whether no block after ``number`` is needed."""
+        return wanted.latency and self._latency_decided(records, number)
+
+    def most_blocks(self, wanted: Wanted) -> int:
+        """Blocks to run, if nothing decides earlier."""
         if wanted.latency:
             return self.plan.max_blocks
         # token identity needs a second launch of each arm, to see whether an arm equals itself
@@ -187,15 +205,21 @@ class Experiment:
         self.progress(f"block {block + 1} of at most {self.plan.max_blocks}: {step.sentence}")
         return step.stop
 
-    def _self_test(self, backend: Backend) -> None:
+    def self_test(self) -> Record:
+        """Measure the client's own error at the plan's largest concurrency, and write it down."""
         most = max(scenario_named(name, LatencyScenario).concurrency for name in self.plan.latency_scenarios)
         self.progress(f"client self-test at {most} streams")
-        result = self_test(backend, most)
-        self._write(Note("self_test", "the client measured its own TPOT error on a fake server", result.to_json()))
+        result = self_test(self._backend, most)
+        return self._write(
+            Note("self_test", "the client measured its own TPOT error on a fake server", result.to_json())
+        )
 
-    def _launch(
-        self, arm: Arm, block: int, position: int, backend: Backend, wanted: Wanted, before: Sequence[Record]
-    ) -> list[Record]:
+    @property
+    def _backend(self) -> Backend:
+        backend: Backend = load_all("scenarios/backends", "BACKEND")[self.settings.backend]
+        return backend
+
+    def _launch(self, arm: Arm, block: int, position: int, wanted: Wanted, before: Sequence[Record]) -> list[Record]:
         launch_id = f"b{block}-{arm.name}"
         earlier = [r for r in before if isinstance(r, Launch) and r.arm == arm.name and r.block == block]
         if earlier and not self._missing(arm.name, block, wanted, before):
@@ -211,7 +235,7 @@ class Experiment:
             )
             written.append(self._write(launch))
             for activity in self._activities(block, wanted):
-                written += self._run(activity, launch, server, backend, before)
+                written += self._run(activity, launch, server, before)
         self.journal.sync()
         return written
 
@@ -236,21 +260,19 @@ class Experiment:
         finished = {r.scenario for r in before if isinstance(r, ScenarioRun) and (r.arm, r.block) == (arm, block)}
         return [a.scenario for a in self._activities(block, wanted) if a.scenario not in finished]
 
-    def _run(
-        self, activity: _Activity, launch: Launch, server: Server, backend: Backend, before: Sequence[Record]
-    ) -> list[Record]:
+    def _run(self, activity: _Activity, launch: Launch, server: Server, before: Sequence[Record]) -> list[Record]:
         where = (launch.arm, launch.block, 0, activity.scenario)
         if any(isinstance(r, ScenarioRun) and (r.arm, r.block, r.run, r.scenario) == where for r in before):
             return []
+        written: list[Record] = []
         asked = {r.index for r in before if isinstance(r, Question) and r.scenario == activity.scenario}
         for question in activity.questions:
             if question.index not in asked and launch.block == 0:
-                self._write(question)
+                written.append(self._write(question))
         jobs = [
             Job(prompt, sampling, launch.launch_id, launch.arm, launch.block, 0, activity.scenario, index)
             for index, (prompt, sampling) in enumerate(activity.jobs)
         ]
-        written: list[Record] = []
         flushed = reset_caches(server.url, self.settings.api_key)
         started = time.monotonic()
         label = f"block {launch.block + 1}, {launch.arm}, {activity.scenario}"
@@ -262,7 +284,7 @@ class Experiment:
 
         report = run_load(
             server.url,
-            backend,
+            self._backend,
             remaining(jobs, before),
             activity.concurrency,
             on_request,
@@ -334,7 +356,10 @@ def declare(settings: Settings) -> dict[str, Any]:
         OptionError: an option does not fit.
     """
     plan = plan_of(settings)
-    declared: dict[str, Any] = {"e2e": plan.to_json(), "claimed_difference": list(plan.claimed_difference)}
+    declared: dict[str, Any] = {"claimed_difference": list(plan.claimed_difference)}
+    if settings.same_build:
+        plan, declared["same_build"] = read_same_build(settings.same_build, plan)
+    declared["e2e"] = plan.to_json()
     if settings.baseline:
         declared["baseline"] = load_baseline(settings.baseline, plan)
     return declared

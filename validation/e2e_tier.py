@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Collection
 
 import pytest
 
 from validation.arms import ArmError
 from validation.baselines import check_model, model_of, record_baseline
-from validation.e2e import Experiment, Wanted, plan_of
+from validation.e2e import Experiment, Wanted
+from validation.e2e_plan import E2EPlan
 from validation.judgement import Judgement, judge_folder
 from validation.options import OptionError, Settings
-from validation.records import Note, read_run
+from validation.records import Note, Run, read_run
 from validation.runs import ActiveRun
+
+
+def declared_plan(folder: pathlib.Path) -> E2EPlan:
+    """The plan that the run's header declares: the one that is measured is the one that is judged."""
+    return E2EPlan.from_json(next(r for r in read_run(folder) if isinstance(r, Run)).declared["e2e"])
 
 
 def gather(run: ActiveRun, settings: Settings, selected: Collection[str], progress: Callable[[str], None]) -> Judgement:
@@ -25,7 +32,7 @@ def gather(run: ActiveRun, settings: Settings, selected: Collection[str], progre
     selection = {kind: kind in selected for kind in ("tokens", "accuracy", "latency")}
     run.journal.append(Note("selected", "which end-to-end tests were selected", selection))
     done = read_run(run.folder) if settings.resume else ()
-    experiment = Experiment(settings, plan_of(settings), run.folder, run.journal, progress, done)
+    experiment = Experiment(settings, declared_plan(run.folder), run.folder, run.journal, progress, done)
     try:
         experiment.gather(wanted)
         run.journal.sync()

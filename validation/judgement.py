@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from validation import profiles
-from validation.e2e_plan import BASELINE, CANDIDATE, CONTROL, E2EPlan
+from validation.e2e_plan import BASELINE, CANDIDATE, E2EPlan
 from validation.gsm8k import SCORERS
 from validation.judging import cross_compile, scale_layout
 from validation.judging.accuracy import judge_accuracy
@@ -125,18 +125,21 @@ def _kernel_findings(records: Sequence[Record], run: Run, notes: Sequence[Note])
     ]
 
 
+_EvidenceJudge = Callable[[Sequence[Record], E2EPlan, Mapping[str, Any]], list[Finding]]
+
+
 def _e2e_findings(records: Sequence[Record], run: Run, notes: Sequence[Note]) -> list[Finding]:
     plan = E2EPlan.from_json(run.declared["e2e"])
-    baseline: Mapping[str, Any] | None = run.declared.get("baseline")
     selected = next((note.data for note in notes if note.topic == "selected"), {})
     findings: list[Finding] = []
-    for evidence, judge in (
+    judges: tuple[tuple[Evidence, _EvidenceJudge], ...] = (
         (Evidence.TOKENS, _token_findings),
         (Evidence.ACCURACY, _accuracy_findings),
         (Evidence.LATENCY, _latency_findings),
-    ):
+    )
+    for evidence, judge in judges:
         if selected.get(evidence.value, True):
-            findings += judge(records, plan, baseline)
+            findings += judge(records, plan, run.declared)
         else:
             findings.append(
                 not_run(evidence.value, evidence, "deselected", f"the {evidence.value} test was deselected")
@@ -144,21 +147,19 @@ def _e2e_findings(records: Sequence[Record], run: Run, notes: Sequence[Note]) ->
     return findings
 
 
-def _token_findings(records: Sequence[Record], plan: E2EPlan, baseline: Mapping[str, Any] | None) -> list[Finding]:
+def _token_findings(records: Sequence[Record], plan: E2EPlan, declared: Mapping[str, Any]) -> list[Finding]:
     if BASELINE not in plan.arms:
         sentence = "one server was given, so there is no second one whose tokens could differ"
         return [Finding("tokens.identity", Evidence.TOKENS, Verdict.NOT_APPLICABLE, "one_server", sentence)]
     requests = [r for r in records if isinstance(r, Request) and r.scenario == plan.tokens_scenario]
-    if CONTROL not in plan.arms and requests:
-        sentence = "no planted break was served beside the arms, so equal tokens would show nothing; give --control-cmd"
-        return [not_run("tokens.identity", Evidence.TOKENS, "vacuous", sentence)]
     return judge_tokens(requests, plan.tokens)
 
 
-def _accuracy_findings(records: Sequence[Record], plan: E2EPlan, baseline: Mapping[str, Any] | None) -> list[Finding]:
+def _accuracy_findings(records: Sequence[Record], plan: E2EPlan, declared: Mapping[str, Any]) -> list[Finding]:
     requests = [r for r in records if isinstance(r, Request) and r.scenario == plan.accuracy_scenario]
     questions = [r for r in records if isinstance(r, Question) and r.scenario == plan.accuracy_scenario]
-    recorded = baseline["accuracy"] if baseline else None
+    recorded = declared.get("baseline", {}).get("accuracy")
+    same_build = declared.get("same_build", {}).get("accuracy")
     accuracy = plan.accuracy
     if recorded is not None:
         accuracy = dataclasses.replace(accuracy, model=str(recorded["model"]))
@@ -169,20 +170,23 @@ def _accuracy_findings(records: Sequence[Record], plan: E2EPlan, baseline: Mappi
         SCORERS,
         launches=[r for r in records if isinstance(r, Launch)],
         baseline=None if recorded is None else RecordedAccuracy.from_json(recorded),
+        same_build=None if same_build is None else RecordedAccuracy.from_json(same_build),
     )
 
 
-def _latency_findings(records: Sequence[Record], plan: E2EPlan, baseline: Mapping[str, Any] | None) -> list[Finding]:
+def _latency_findings(records: Sequence[Record], plan: E2EPlan, declared: Mapping[str, Any]) -> list[Finding]:
     wanted = [r for r in records if not isinstance(r, Request | ScenarioRun) or r.scenario in plan.latency_scenarios]
     error = _client_error(records, plan)
     if BASELINE in plan.arms:
         runs, blocks = measure_blocks(wanted, candidate=CANDIDATE, baseline=BASELINE)
-        findings = judge_latency(blocks, plan.latency, runs=runs)
+        same_build = declared.get("same_build", {}).get("latency")
+        findings = judge_latency(
+            blocks, plan.latency, runs=runs, same_build=None if same_build is None else Finding.from_json(same_build)
+        )
     else:
         runs = measure_runs(wanted, CANDIDATE)
-        recorded = {
-            name: ScenarioBaseline(**values) for name, values in (baseline or {"latency": {}})["latency"].items()
-        }
+        latency = declared.get("baseline", {}).get("latency", {})
+        recorded = {name: ScenarioBaseline(**values) for name, values in latency.items()}
         findings = judge_against_baseline(runs, recorded, plan.latency)
     return [_refused(finding, error) for finding in findings] if error else findings
 

@@ -54,6 +54,7 @@ class Settings:
     budget_s: float | None
     gpus: str
     resume: pathlib.Path | None
+    same_build: pathlib.Path | None
     dry_run: bool
     collect_trace: bool
     baseline_trace: tuple[pathlib.Path, ...]
@@ -122,6 +123,7 @@ def add_options(parser: pytest.Parser) -> None:
     add("--budget", metavar="TIME", help="time to spend, such as 90m; the planner chooses scenarios and blocks")
     add("--gpus", default="", metavar="LIST", help="what {gpus} becomes, such as 0,1")
     add("--resume", metavar="RUN", help="go on with a run folder; finished requests are not repeated")
+    add("--same-build", metavar="RUN", help="recorded run whose two arms are one build (A/A), for plan and verdict")
     add("--dry-run", action="store_true", help="print servers, scenarios, blocks, duration and power; measure nothing")
     add("--profile", action="store_true", help="also ask the server for profiler traces")
     add("--baseline-trace", action="append", default=[], metavar="FILE", help="trace of the baseline, one a rank")
@@ -165,6 +167,7 @@ def read_settings(config: pytest.Config) -> Settings:
         budget_s=seconds_of(get("--budget"), "--budget") if get("--budget") else None,
         gpus=get("--gpus"),
         resume=_existing(get("--resume"), "--resume"),
+        same_build=_existing(get("--same-build"), "--same-build"),
         dry_run=get("--dry-run"),
         collect_trace=get("--profile"),
         baseline_trace=_files(get("--baseline-trace"), "--baseline-trace"),
