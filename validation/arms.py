@@ -32,7 +32,6 @@ MEMORY_SLACK_MIB = 1024
 """GPU memory that may stay in use after a stop: a driver's context, not a model."""
 PROBE_TIMEOUT_S = 10.0
 TELL_EVERY_S = 10.0
-_HEALTH = ("/health", "/v1/models")
 _INFO = ("/get_server_info", "/server_info", "/get_model_info", "/version", "/v1/models")
 _TEMPLATE_NAMES = ("port", "gpus", "logdir")
 
@@ -208,7 +207,7 @@ def wait_ready(
     """
     started = told = time.monotonic()
     while True:
-        if any(_get(url + path) is not None for path in _HEALTH):
+        if _is_ready(url):
             return
         waited = time.monotonic() - started
         where = f"; its log is {log}" if log else ""
@@ -225,6 +224,18 @@ def wait_ready(
             told = time.monotonic()
             progress(f"waiting for {redacted(url)}: {waited:.0f} s")
         time.sleep(min(0.05 + waited / 20, 2.0))
+
+
+def _is_ready(url: str) -> bool:
+    """Whether ``/health`` answers 200; a server without that route is asked for its models instead.
+
+    A server that has the route answers something else while it warms up, when it may name its models already.
+    """
+    try:
+        status = requests.get(url + "/health", timeout=PROBE_TIMEOUT_S, allow_redirects=False).status_code
+    except requests.RequestException:
+        return False
+    return status == 200 or (status == 404 and _get(url + "/v1/models") is not None)
 
 
 def describe(url: str) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def plan_of(settings: Settings) -> E2EPlan:
             require_determinism=settings.profile is Profile.REHEARSAL,
         ),
         latency=LatencyPlan(scenarios=latency, max_blocks=max(blocks, 3)),
-        claimed_difference=("query_path", "command"),
+        claimed_difference=("query_path", "command", "weight_version"),
     )
 
 
