@@ -11,12 +11,13 @@ from validation import profiles
 from validation.e2e_plan import BASELINE, CANDIDATE, E2EPlan
 from validation.gsm8k import SCORERS
 from validation.judging import cross_compile, scale_layout
+from validation.judging.absolute_saving import absolute_savings, with_savings
 from validation.judging.accuracy import judge_accuracy
 from validation.judging.accuracy_arms import RecordedAccuracy
 from validation.judging.claims import audit, claims_from_json, facts_from_json
 from validation.judging.dispatch import judge_dispatch
 from validation.judging.kernel import judge_kernels
-from validation.judging.latency import judge_latency, measure_blocks
+from validation.judging.latency import PRIMARY, judge_latency, measure_blocks
 from validation.judging.single_server import ScenarioBaseline, judge_against_baseline
 from validation.judging.tokens import judge_tokens
 from validation.judging.tpot import measure_runs
@@ -183,6 +184,9 @@ def _latency_findings(records: Sequence[Record], plan: E2EPlan, declared: Mappin
         findings = judge_latency(
             blocks, plan.latency, runs=runs, same_build=None if same_build is None else Finding.from_json(same_build)
         )
+        concurrency = {r.scenario: r.concurrency for r in wanted if isinstance(r, ScenarioRun)}
+        savings = absolute_savings(runs, concurrency, CANDIDATE, BASELINE)
+        findings = [with_savings(finding, savings) if finding.name == PRIMARY else finding for finding in findings]
     else:
         runs = measure_runs(wanted, CANDIDATE)
         latency = declared.get("baseline", {}).get("latency", {})

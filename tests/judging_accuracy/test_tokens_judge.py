@@ -87,9 +87,10 @@ def test_a_control_that_only_failed_proves_nothing() -> None:
 def test_one_changed_token_fails_and_is_shown(control: list[Request]) -> None:
     finding = judge([*arm("cat"), *arm("skip", {7}), *control])
     assert (finding.verdict, finding.reason) == (Verdict.FAIL, "tokens_differ")
-    assert finding.numbers["first_divergences"] == [
-        {"scenario": "words", "prompt": 7, "unit": "token", "position": 3, "reference": 3, "candidate": 99}
-    ]
+    (shown,) = finding.numbers["first_divergences"]
+    place = {"scenario": "words", "prompt": 7, "unit": "token", "position": 3, "reference": 3, "candidate": 99}
+    assert place.items() <= shown.items()
+    assert {"reference_text", "candidate_text"} <= shown.keys()
     assert "1 of 50 prompts" in finding.sentence
 
 

@@ -134,6 +134,10 @@ def judge_accuracy(
 
     right_reference = reference.scores(kept, gold, decide)
     numbers["accuracy"] = {reference.name: float(right_reference.mean()), candidate.name: float(right.mean())}
+    numbers["accuracy_per_run"] = {
+        reference.name: [float(share) for share in right_reference.mean(axis=1)],
+        candidate.name: [float(share) for share in right.mean(axis=1)],
+    }
     groups, same = [right_reference, right], right_reference
     if same_build is not None and same_build != baseline:
         recorded = recorded_arm(same_build)
@@ -142,7 +146,8 @@ def judge_accuracy(
             same = recorded.scores(common, gold, decide)
             groups.append(same)
     difference = paired_difference(right_reference, right, run_excess(groups))
-    numbers.update(flips(reference, candidate, kept, right_reference, right))
+    prompts = {q.index: q.prompt for q in questions if q.scenario == plan.scenario}
+    numbers.update(flips(reference, candidate, kept, right_reference, right, prompts))
     identical = identical_texts(reference, candidate, kept)
     numbers["identical_texts"] = identical
     run_to_run = judge_run_to_run(difference, plan, same.mean(axis=1), right_reference, right, gathered)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from validation.judging.score_interval import Scores
-from validation.judging.tokens import LISTED, first_divergence
+from validation.judging.tokens import LISTED, SHOWN_CHARACTERS, first_divergence
 from validation.records import Launch, Question, Request
 
 Scorer = Callable[[str, str], bool]
@@ -152,7 +152,12 @@ class Arm:
 
 
 def flips(
-    reference: Arm, candidate: Arm, kept: Sequence[int], right_reference: Scores, right_candidate: Scores
+    reference: Arm,
+    candidate: Arm,
+    kept: Sequence[int],
+    right_reference: Scores,
+    right_candidate: Scores,
+    prompts: Mapping[int, str],
 ) -> dict[str, Any]:
     """Who flipped and how: McNemar's exact test, persistent against transient flips, and where texts part."""
     change = right_candidate.mean(axis=0) - right_reference.mean(axis=0)
@@ -175,6 +180,9 @@ def flips(
                 reference.name: float(right_reference[:, column].mean()),
                 candidate.name: float(right_candidate[:, column].mean()),
                 "first_divergence": _divergence(reference, candidate, index),
+                "prompt_text": prompts.get(index, "")[-SHOWN_CHARACTERS:],
+                "reference_text": _text(reference, index),
+                "candidate_text": _text(candidate, index),
             }
         )
     return {
@@ -185,6 +193,10 @@ def flips(
         "transient_flips": int((~stable).sum()) if repeated else None,
         "flips": listed,
     }
+
+
+def _text(arm: Arm, index: int) -> str | None:
+    return arm.launches[0][index][0].text[:SHOWN_CHARACTERS] if arm.launches else None
 
 
 def _divergence(reference: Arm, candidate: Arm, index: int) -> dict[str, Any] | None:

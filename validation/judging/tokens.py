@@ -15,6 +15,8 @@ from validation.records import Request
 from validation.verdicts import Effect, Evidence, Finding, Verdict, not_run
 
 NAME = "tokens.identity"
+SHOWN_CHARACTERS = 2000
+"""Of each answer beside its first divergence; the whole texts are in the raw records."""
 LISTED = 20
 """Differing answers spelled out in a finding; the rest are counted, so that findings.json stays readable."""
 
@@ -113,7 +115,13 @@ def judge_tokens(requests: Sequence[Request], plan: TokensPlan) -> list[Finding]
     if differing:
         numbers["differing"] = len(differing)
         numbers["first_divergences"] = [
-            {"scenario": key[0], "prompt": key[1], **(first_divergence(reference[key][0], candidate[key][0]) or {})}
+            {
+                "scenario": key[0],
+                "prompt": key[1],
+                **(first_divergence(reference[key][0], candidate[key][0]) or {}),
+                "reference_text": reference[key][0].text[:SHOWN_CHARACTERS],
+                "candidate_text": candidate[key][0].text[:SHOWN_CHARACTERS],
+            }
             for key in differing[:LISTED]
         ]
         first = numbers["first_divergences"][0]
