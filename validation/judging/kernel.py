@@ -100,16 +100,11 @@ def _path_finding(
         "skip_launches": sum(path.launches for path in skip),
         "skip_allocated_bytes": sum(path.allocated_bytes for path in skip),
     }
-    if absent:
-        return not_run(name, evidence, *_absence(absent, len(cells), missing), numbers)
-    if not cat or not skip:
-        return not_run(name, evidence, "no_path_proof", "no launches were counted on both paths", numbers)
     idle = [path.cell for path in cat if path.removed == 0]
-    if idle:
-        sentence = f"the cat path never ran the operation that the skip path removes, first in {idle[0]}"
-        return not_run(name, evidence, "no_path_proof", sentence, numbers)
     faults = [
-        f"{p.cell}: the cat path ran it {p.removed} times in {p.calls} calls" for p in cat if p.removed != p.calls
+        f"{path.cell}: the cat path ran it {path.removed} times in {path.calls} calls"
+        for path in cat
+        if path.removed not in (0, path.calls)
     ]
     for path in skip:
         for bad, what in (
@@ -124,6 +119,13 @@ def _path_finding(
     if faults:
         sentence = f"{len(faults)} path counts are wrong: {'; '.join(faults[:SHOWN])}"
         return Finding(name, evidence, Verdict.FAIL, "path_not_removed", sentence, len(paths), numbers, effect)
+    if absent:
+        return not_run(name, evidence, *_absence(absent, len(cells), missing), numbers)
+    if not cat or not skip:
+        return not_run(name, evidence, "no_path_proof", "no launches were counted on both paths", numbers)
+    if idle:
+        sentence = f"the cat path never ran the operation that the skip path removes, first in {idle[0]}"
+        return not_run(name, evidence, "no_path_proof", sentence, numbers)
     sentence = (
         f"the cat path ran the removed operation once per call ({numbers['cat_removed_launches']} in "
         f"{numbers['cat_calls']}), the skip path never ({numbers['skip_calls']} calls, nothing launched, nothing allocated)"
