@@ -1,0 +1,143 @@
+"""What the three backends send, and that no event of any shape makes them raise."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from validation.client import Backend, Prompt, Sampling
+from validation.discovery import load_all
+
+BACKENDS: dict[str, Backend] = load_all("scenarios/backends", "BACKEND")
+TEXT, IDS = Prompt(text="one"), Prompt(input_ids=(5, 6))
+CHAT = Prompt(messages=({"role": "user", "content": "one"},))
+
+
+def sent(backend: str, prompt: Prompt, sampling: Sampling, stream: bool = True) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(BACKENDS[backend].body(prompt, sampling, stream))
+    return body
+
+
+def test_native_body() -> None:
+    sampling = Sampling(7, temperature=0.5, stop=("\n",), ignore_eos=True, return_logprob=True)
+    assert sent("sglang_native", IDS, sampling) == {
+        "input_ids": [5, 6],
+        "sampling_params": {"max_new_tokens": 7, "temperature": 0.5, "ignore_eos": True, "stop": ["\n"]},
+        "stream": True,
+        "return_logprob": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("backend", "prompt", "field", "value"),
+    [
+        ("sglang_native", TEXT, "text", "one"),
+        ("openai_completions", TEXT, "prompt", "one"),
+        ("openai_completions", IDS, "prompt", [5, 6]),
+        ("openai_chat", TEXT, "messages", [{"role": "user", "content": "one"}]),
+        ("openai_chat", CHAT, "messages", [{"role": "user", "content": "one"}]),
+    ],
+)
+def test_prompt_field(backend: str, prompt: Prompt, field: str, value: object) -> None:
+    assert sent(backend, prompt, Sampling(3))[field] == value
+
+
+@pytest.mark.parametrize(
+    ("backend", "prompt"), [("sglang_native", CHAT), ("openai_completions", CHAT), ("openai_chat", IDS)]
+)
+def test_a_prompt_that_the_endpoint_does_not_take(backend: str, prompt: Prompt) -> None:
+    with pytest.raises(ValueError, match="was given"):
+        BACKENDS[backend].body(prompt, Sampling(3), stream=True)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_usage_is_asked_for_in_every_event(stream: bool) -> None:
+    asked = sent("openai_completions", TEXT, Sampling(3), stream).get("stream_options")
+    assert asked == ({"include_usage": True, "continuous_usage_stats": True} if stream else None)
+
+
+@pytest.mark.parametrize("fields", [{}, {"text": "a", "input_ids": (1,)}])
+def test_a_prompt_is_exactly_one_thing(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected one of"):
+        Prompt(**fields)
+
+
+KEYS = [
+    "text",
+    "output_ids",
+    "meta_info",
+    "completion_tokens",
+    "finish_reason",
+    "choices",
+    "delta",
+    "content",
+    "usage",
+    "timings",
+    "prompt_tokens_details",
+    "model",
+    "message",
+    "error",
+    "type",
+    "prompt_tokens",
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(events=st.lists(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=9), max_size=4))
+def test_no_event_makes_parse_raise(backend: str, events: list[bytes]) -> None:
+    answer = BACKENDS[backend].parse(events)
+    assert isinstance(answer.text, str)
+    assert answer.error is not None or answer.chunk_events
+
+
+def test_llama_cpp_counts_with_timings() -> None:
+    """Shape of llama.cpp's server: no usage before the last event, ``timings`` in each where they are asked for."""
+    events = [
+        {"choices": [{"text": "a", "index": 0, "finish_reason": None}], "timings": {"predicted_n": 1, "cache_n": 4}},
+        {"choices": [{"text": "b", "index": 0, "finish_reason": None}], "timings": {"predicted_n": 3, "cache_n": 4}},
+        {"choices": [{"text": "", "index": 0, "finish_reason": "length"}], "timings": {"predicted_n": 3, "cache_n": 4}},
+        {"choices": [], "usage": {"completion_tokens": 3, "prompt_tokens": 9}},
+    ]
+    answer = BACKENDS["openai_completions"].parse([json.dumps(event).encode() for event in events] + [b"[DONE]"])
+    assert answer.error is None
+    assert (answer.text, answer.chunk_tokens, answer.output_tokens) == ("ab", (1, 3), 3)
+    assert (answer.prompt_tokens, answer.cached_tokens) == (9, 4)
+
+
+def test_a_total_at_the_end_is_no_chunk() -> None:
+    """Shape of a server without continuous usage."""
+    events = [
+        b'{"choices": [{"text": "a", "finish_reason": null}]}',
+        b'{"choices": [{"text": "b", "finish_reason": "stop"}]}',
+        b'{"choices": [], "usage": {"completion_tokens": 5, "prompt_tokens": 2}}',
+    ]
+    answer = BACKENDS["openai_completions"].parse(events)
+    assert (answer.error, answer.chunk_events, answer.chunk_tokens, answer.output_tokens) == (None, (0, 1), None, 5)
+
+
+def test_thinking_aloud_is_output_and_not_text() -> None:
+    events = [
+        b'{"choices": [{"delta": {"reasoning_content": "hm"}}], "usage": {"completion_tokens": 1}}',
+        b'{"choices": [{"delta": {"content": "4"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}',
+    ]
+    answer = BACKENDS["openai_chat"].parse(events)
+    assert (answer.text, answer.chunk_tokens) == ("4", (1, 2))
+
+
+def test_an_aborted_request_is_an_error() -> None:
+    event = {
+        "text": "",
+        "meta_info": {"completion_tokens": 3, "finish_reason": {"type": "abort", "message": "too long"}},
+    }
+    answer = BACKENDS["sglang_native"].parse([json.dumps(event).encode()])
+    assert answer.error is not None
+    assert "too long" in answer.error

@@ -1,0 +1,95 @@
+"""Stamped bytes to stamped events: however the network cuts a stream, the events and their times are the same."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from validation.client.hotloop import read_head
+from validation.client.sse import BadStream, read_events
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+
+
+def chunked(*parts: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+def cut(raw: bytes, places: list[int]) -> list[bytes]:
+    edges = sorted({0, len(raw), *(place % (len(raw) + 1) for place in places)})
+    return [raw[a:b] for a, b in itertools.pairwise(edges)]
+
+
+PAYLOADS = st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"").replace(b"\r", b"")), max_size=8)
+CUTS = st.lists(st.integers(0, 10_000), max_size=12)
+
+
+@given(payloads=PAYLOADS, network=CUTS, chunks=CUTS, newline=st.sampled_from([b"\n", b"\r\n", b"\r"]))
+def test_events_do_not_depend_on_how_the_stream_is_cut(
+    payloads: list[bytes], network: list[int], chunks: list[int], newline: bytes
+) -> None:
+    body = b"".join(b"data: " + payload + newline + newline for payload in payloads)
+    raw = HEAD + chunked(*cut(body, chunks))
+    segments = cut(raw, network)
+    events = read_events(segments, list(range(len(segments))))
+    assert events.data == payloads
+    seen = b""
+    arrived = 0
+    for number, segment in enumerate(segments):
+        seen += segment
+        complete = sum(stamp <= number for stamp in events.stamps_ns)
+        assert complete >= arrived
+        arrived = complete
+    assert arrived == len(payloads)
+
+
+def test_an_event_has_the_time_of_its_last_byte() -> None:
+    raw = PLAIN + b"data: one\n\ndata: two\n\n"
+    first = raw.index(b"two")
+    events = read_events([raw[:first], raw[first : first + 3], raw[first + 3 :]], [10, 20, 30])
+    assert (events.data, events.stamps_ns) == ([b"one", b"two"], [10, 30])
+
+
+def test_comments_other_fields_and_lines_of_one_event() -> None:
+    body = b": ping\n\nevent: x\nid: 7\ndata: a\ndata:b\n\nretry: 3\n\ndata\n\n"
+    assert read_events([PLAIN + body], [1]).data == [b"a\nb", b""]
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (PLAIN + b"data: a\n\ndata: b", "inside an event"),
+        (HEAD + b"zz\r\nabc\r\n0\r\n\r\n", "chunked coding breaks"),
+        (HEAD + b"5\r\nabc", "chunked coding breaks"),
+        (HEAD + b"-3\r\nabc\r\n0\r\n\r\n", "chunked coding breaks"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type", "no HTTP/1 answer"),
+        (b"\x16\x03\x01 TLS", "no HTTP/1 answer"),
+    ],
+)
+def test_a_broken_stream_is_named(raw: bytes, says: str) -> None:
+    with pytest.raises(BadStream, match=says):
+        read_events([raw], [1])
+
+
+@given(raw=st.binary(max_size=200), start=st.sampled_from([b"", HEAD, PLAIN]))
+def test_any_bytes_are_events_or_a_bad_stream(raw: bytes, start: bytes) -> None:
+    try:
+        events = read_events([start + raw], [1])
+    except BadStream:
+        return
+    assert len(events.data) == len(events.stamps_ns)
+
+
+def test_another_body_than_a_stream_is_one_event() -> None:
+    raw = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    assert read_events([raw[:9], raw[9:]], [1, 2]).data == [b"{}"]
+
+
+def test_headers_are_read_without_regard_to_case() -> None:
+    head = read_head(HEAD.replace(b"Transfer-Encoding: chunked", b"TRANSFER-ENCODING:  Chunked"))
+    assert head is not None
+    assert head.chunked

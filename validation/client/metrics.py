@@ -1,0 +1,141 @@
+"""What a request's stamps say: latency metrics with their definitions. Pure.
+
+Let t0 be the sending of the request, t1 and tN the arrival of its first and last content chunk, N its output tokens and
+k1 those in the first chunk, as the server counted them. Chunks are not tokens: a server that packs several tokens into
+an event would look faster by formulas that take the first chunk for one token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from validation.records import Request
+
+NS_PER_MS = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """One request that has an answer. All times in milliseconds."""
+
+    ttft_ms: float
+    """t1 - t0; the request's connection is opened at t0."""
+    tpot_ms: float | None
+    """(tN - t1) / (N - k1); None where the server did not count, or sent everything in one chunk."""
+    e2e_ms: float
+    """Until the connection ended, its closing events included."""
+    chunk_gaps_ms: tuple[float, ...]
+    """Between neighbouring chunks: what a reader of the stream waits for."""
+    itl_ms: tuple[float, ...]
+    """Each gap over the tokens it brought, once for each of them; empty where the server did not count."""
+    output_tokens: int | None
+    output_tokens_per_s: float | None
+    """N over the end-to-end time."""
+    tpot_by_peer_ms: Mapping[str, float]
+    """The formulas of other tools on the same stamps, under their names."""
+
+
+def cumulative_tokens(request: Request) -> tuple[int, ...] | None:
+    """Tokens so far at each chunk: the server's counts, or one a chunk where its total shows that. Else None."""
+    if request.chunk_tokens is not None:
+        return request.chunk_tokens
+    chunks = len(request.chunk_ns)
+    return tuple(range(1, chunks + 1)) if chunks and request.output_tokens == chunks else None
+
+
+def metrics(request: Request) -> Metrics:
+    """The metrics of ``request``.
+
+    Raises:
+        ValueError: it ended in an error, or has no chunk.
+    """
+    if request.error is not None or not request.chunk_ns:
+        raise ValueError(
+            f"request {request.index} has no answer ({request.error or 'no chunk'}); leave it out and count it"
+        )
+    first_ns, last_ns = request.chunk_ns[0], request.chunk_ns[-1]
+    gaps = [(b - a) / NS_PER_MS for a, b in zip(request.chunk_ns, request.chunk_ns[1:], strict=False)]
+    counts = cumulative_tokens(request)
+    total = request.output_tokens if request.output_tokens is not None else (counts[-1] if counts else None)
+    itl: list[float] = []
+    tpot_ms = None
+    if counts is not None:
+        for gap, before, after in zip(gaps, counts, counts[1:], strict=False):
+            itl += [gap / (after - before)] * (after - before)
+        if total is not None and total > counts[0]:
+            tpot_ms = (last_ns - first_ns) / (total - counts[0]) / NS_PER_MS
+    return Metrics(
+        ttft_ms=first_ns / NS_PER_MS,
+        tpot_ms=tpot_ms,
+        e2e_ms=request.end_ns / NS_PER_MS,
+        chunk_gaps_ms=tuple(gaps),
+        itl_ms=tuple(itl),
+        output_tokens=total,
+        output_tokens_per_s=total / (request.end_ns / 1e9) if total and request.end_ns else None,
+        tpot_by_peer_ms=_by_peer(first_ns, last_ns, request.end_ns, total, request.chunk_tokens),
+    )
+
+
+def _by_peer(
+    first_ns: int, last_ns: int, end_ns: int, total: int | None, counts: Sequence[int] | None
+) -> dict[str, float]:
+    """TPOT as other tools define it (their sources: sglang 0.5.12, vLLM, guidellm 0.8.1, aiperf 0.13.0)."""
+    if total is None or total < 2:
+        return {}
+    # without counts a chunk, AIPerf takes the first chunk for one token
+    after_first = total - (counts[0] if counts else 1)
+    return {
+        "sglang.bench_serving": (end_ns - first_ns) / (total - 1) / NS_PER_MS,
+        "vllm bench serve": (last_ns - first_ns) / (total - 1) / NS_PER_MS,
+        "guidellm": last_ns / total / NS_PER_MS,
+        **({"aiperf": (last_ns - first_ns) / after_first / NS_PER_MS} if after_first > 0 else {}),
+    }
+
+
+def output_tokens_per_s(requests: Iterable[Request], wall_s: float) -> float:
+    """Output throughput of a load: the tokens of every answer over its wall time.
+
+    Raises:
+        ValueError: ``wall_s`` is not above 0.
+    """
+    if wall_s <= 0:
+        raise ValueError(f"a wall time of {wall_s} s was given; expected one above 0")
+    return sum(request.output_tokens or 0 for request in requests if request.error is None) / wall_s
+
+
+@dataclasses.dataclass(frozen=True)
+class Mismatch:
+    """A prompt that the arms answered with different amounts of work, so that their latencies do not compare."""
+
+    scenario: str
+    block: int
+    run: int
+    index: int
+    what: str
+    """``output_tokens`` or ``finish_reason``."""
+    baseline: int | str | None
+    candidate: int | str | None
+
+
+def mismatches(baseline: Iterable[Request], candidate: Iterable[Request]) -> tuple[list[Mismatch], int]:
+    """Where answers to the same prompt differ in length or finish reason, and how many pairs were compared.
+
+    Requests that ended in an error, or that the other arm lacks, form no pair.
+    """
+    theirs = {_pair(request): request for request in baseline if request.error is None}
+    found, pairs = [], 0
+    for request in candidate:
+        partner = theirs.get(_pair(request)) if request.error is None else None
+        if partner is None:
+            continue
+        pairs += 1
+        for what in ("output_tokens", "finish_reason"):
+            before, after = getattr(partner, what), getattr(request, what)
+            if before != after:
+                found.append(Mismatch(request.scenario, request.block, request.run, request.index, what, before, after))
+    return found, pairs
+
+
+def _pair(request: Request) -> tuple[str, int, int, int]:
+    return request.scenario, request.block, request.run, request.index
