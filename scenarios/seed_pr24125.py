@@ -1,7 +1,7 @@
 """The ten latency scenarios of SGLang pull request 24125.
 
-Its author ran ``sglang.bench_serving --dataset-name random``, which draws from ShareGPT; ours are random token ids of the
-same lengths (what SGLang calls ``random-ids``). Compare the figures with that in mind.
+Its author ran ``sglang.bench_serving --dataset-name random``, which draws from ShareGPT; ours are random token ids of
+the same lengths (what SGLang calls ``random-ids``). Compare the figures with that in mind.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def test_latency(e2e_findings: Judge, settings: Settings) -> None:
 
 
 def _check(findings: Sequence[Finding], settings: Settings) -> None:
-    """Fail on what is no PASS where the profile requires it; where it is only reported, say so as an expected failure."""
+    """Fail on what is no PASS where the profile requires it; what is only reported is an expected failure."""
     bad = [f for f in findings if f.verdict in UNDECIDED_OR_WORSE]
     if not bad:
         return

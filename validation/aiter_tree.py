@@ -38,7 +38,7 @@ _PLACES = ("ops/triton/fusions/fused_kv_cache.py", "ops/triton/fused_kv_cache.py
 """Newer trees first; both were seen in the wild."""
 
 
-class WrongAiter(ImportError):
+class WrongAiter(ImportError):  # noqa: N818 (what was found, not what went wrong)
     """No AITER, or another package of its name; the message says which one and what to install."""
 
 
@@ -126,10 +126,10 @@ def _what_is_there(locations: list[pathlib.Path]) -> str:
 
 @contextlib.contextmanager
 def aiter_modules(tree: AiterTree, on_rocm: bool, fp8: object = None) -> Iterator[None]:
-    """Inside, ``import aiter.ops.triton.x`` works: AITER itself on ROCm, elsewhere its files under empty packages.
+    """Inside, ``import aiter.ops.triton.x`` works: AITER itself on ROCm, elsewhere its files in empty packages.
 
     ``aiter/__init__.py`` needs ROCm, and a failed import of it leaves residue; so off ROCm it is never tried. What was
-    registered is removed on exit; functions that were imported keep working. ``fp8`` stands in for ``aiter.dtypes.fp8``.
+    registered is removed on exit; imported functions keep working. ``fp8`` stands in for ``aiter.dtypes.fp8``.
     """
     if on_rocm:
         importlib.import_module("aiter")

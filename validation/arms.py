@@ -1,4 +1,4 @@
-"""An arm: one build that can be started, measured and stopped. The embedded engine, an installed server, a container, a URL.
+"""An arm: one build that can be started, measured and stopped: the embedded engine, an installed server, a URL.
 
 A command arm is started afresh for every block; its command is a template with ``{port}``, ``{gpus}`` and ``{logdir}``.
 A URL arm was started by somebody else: it cannot be restarted, so its launch effect cannot be separated.
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import pathlib
+import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
@@ -25,19 +22,21 @@ from typing import Any, Protocol
 
 import requests
 
+from validation.client.redaction import MASK, Secret, redact
+from validation.server_process import STOP_TIMEOUT_S as STOP_TIMEOUT_S
+from validation.server_process import ArmError as ArmError
+from validation.server_process import node_lock, spawn, stop, words_of, write_holder
+
 READY_TIMEOUT_S = 40 * 60.0
 """Large models take up to 40 minutes to load."""
-STOP_TIMEOUT_S = 60.0
 MEMORY_SLACK_MIB = 1024
 """GPU memory that may stay in use after a stop: a driver's context, not a model."""
 PROBE_TIMEOUT_S = 10.0
 TELL_EVERY_S = 10.0
 _INFO = ("/get_server_info", "/server_info", "/get_model_info", "/version", "/v1/models")
 _TEMPLATE_NAMES = ("port", "gpus", "logdir")
-
-
-class ArmError(RuntimeError):
-    """An arm that did not start, answer or stop; the message says which and where its log is."""
+_SECRET_KEY = re.compile(r"(api_key|password|secret)\Z")
+"""Names under which servers tell the secrets that they were started with, SGLang among them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +84,12 @@ class CommandArm:
     command: str
     stop_command: str = ""
     ready_timeout_s: float = READY_TIMEOUT_S
+    stop_timeout_s: float = STOP_TIMEOUT_S
+    """For the stop command, and again until the process group has ended, and until its memory is free."""
     fresh: bool = True
     label: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the user says of the build: commit, worktree, image digest."""
+    api_key: Secret | None = None
 
     def __post_init__(self) -> None:
         for template in (self.command, self.stop_command):
@@ -95,23 +97,32 @@ class CommandArm:
 
     @contextlib.contextmanager
     def session(self, place: Place, progress: Callable[[str], None]) -> Iterator[Server]:
-        """Start, wait, identify; stop and see the memory freed on exit. One arm of a node at a time."""
-        with node_lock():
+        """Start, wait, identify; stop and see the memory freed on exit. One arm of a node at a time.
+
+        Raises:
+            ArmError: it does not start, become ready, stop, or free its memory.
+        """
+        with node_lock(progress) as holder:
             place.logdir.mkdir(parents=True, exist_ok=True)
-            values = {"port": str(free_port()), "gpus": place.gpus, "logdir": str(place.logdir)}
+            values = {"port": str(free_port()), "gpus": place.gpus, "logdir": str(place.logdir.resolve())}
             url = f"http://127.0.0.1:{values['port']}"
             log = place.logdir / f"{self.name}.log"
             before = gpu_memory_mib()
             started = time.monotonic()
-            process = _spawn(self.command.format(**values), log)
+            process = spawn(words_of(self.command, values), log)
             try:
-                wait_ready(url, self.ready_timeout_s, process, log, progress)
+                write_holder(holder, process.pid)
+                wait_ready(url, self.ready_timeout_s, process, log, progress, self.api_key)
                 ready_s = time.monotonic() - started
-                identity = {"command": self.command, "log": log.name, **self.label, "server": describe(url)}
-                yield Server(url, round(ready_s, 3), identity)
+                identity = {"command": self.command, "log": log.name, **self.label}
+                identity["server"] = describe(url, self.api_key)
+                yield Server(url, round(ready_s, 3), redact(identity, self.api_key))
             finally:
-                _stop(process, self.stop_command.format(**values), log)
-            _wait_memory_free(before, self.name)
+                try:
+                    stop(process, words_of(self.stop_command, values), log, self.stop_timeout_s)
+                finally:
+                    hide_key(log, self.api_key)
+            _wait_memory_free(before, self.name, self.stop_timeout_s)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +132,7 @@ class UrlArm:
     name: str
     url: str
     fresh: bool = False
+    api_key: Secret | None = None
 
     @contextlib.contextmanager
     def session(self, place: Place, progress: Callable[[str], None]) -> Iterator[Server]:
@@ -130,10 +142,10 @@ class UrlArm:
             ArmError: it does not answer, or another model answers at the end than at the start.
         """
         started = time.monotonic()
-        wait_ready(self.url, PROBE_TIMEOUT_S, None, None, progress)
-        identity = {"url": redacted(self.url), "server": describe(self.url)}
+        wait_ready(self.url, PROBE_TIMEOUT_S, None, None, progress, self.api_key)
+        identity = {"url": redacted(self.url), "server": describe(self.url, self.api_key)}
         yield Server(self.url.rstrip("/"), round(time.monotonic() - started, 3), identity)
-        after = describe(self.url)
+        after = describe(self.url, self.api_key)
         if _stable(after) != _stable(identity["server"]):
             raise ArmError(
                 f"{self.name} at {redacted(self.url)} answered as {_stable(identity['server'])} at the start and as "
@@ -160,21 +172,31 @@ def check_template(template: str, option: str) -> None:
 
 
 def check_url(url: str, option: str) -> str:
-    """``url`` without a trailing slash; raises ``ValueError`` unless it is http(s) with a host."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    """``url`` without a trailing slash; raises ``ValueError`` unless it is plain http with a host and no more."""
+    example = "http://127.0.0.1:30000"
+    try:
+        parts = urllib.parse.urlsplit(url)
+        missing = not parts.hostname or (parts.port or 1) < 1
+    except ValueError as error:  # no port number, or broken brackets
+        raise ValueError(f"{option} is no URL ({error}); expected something like {example}") from None
+    if parts.scheme not in ("http", "https") or missing:
+        raise ValueError(f"{option} {redacted(url)} has no scheme or host; expected something like {example}")
+    if parts.scheme == "https":
         raise ValueError(
-            f"{option} {redacted(url)} has no scheme or host; expected something like http://127.0.0.1:30000"
+            f"{option} {redacted(url)} is https, which the client does not speak because it would time the encryption "
+            f"too; expected {example}, or a tunnel to it"
+        )
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(
+            f"{option} {redacted(url)} holds more than an address; expected {example}, and a key in --api-key"
         )
     return url.rstrip("/")
 
 
 def redacted(url: str) -> str:
-    """``url`` without user name and password."""
+    """``url`` without user name, password and query."""
     parts = urllib.parse.urlsplit(url)
-    if parts.username is None and parts.password is None:
-        return url
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def free_port() -> int:
@@ -184,21 +206,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextlib.contextmanager
-def node_lock() -> Iterator[None]:
-    """Hold this node for one arm: two builds on the same GPUs would measure each other."""
-    path = pathlib.Path(tempfile.gettempdir()) / f"validation-node-{os.getuid()}.lock"
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def wait_ready(
     url: str,
     timeout_s: float,
     process: subprocess.Popen[bytes] | None,
     log: pathlib.Path | None,
     progress: Callable[[str], None],
+    api_key: Secret | None = None,
 ) -> None:
     """Return once ``url`` answers a health request with 200.
 
@@ -207,15 +221,16 @@ def wait_ready(
     """
     started = told = time.monotonic()
     while True:
-        if _is_ready(url):
+        where = f"; its log is {log}" if log else ""
+        if process is not None and process.poll() is not None:  # first: somebody else may answer on its port
+            hide_key(log, api_key)
+            raise ArmError(
+                f"the server of {redacted(url)} ended with status {process.returncode} before it was ready{where}"
+                f"{_tail(log)}"
+            )
+        if _is_ready(url, api_key):
             return
         waited = time.monotonic() - started
-        where = f"; its log is {log}" if log else ""
-        if process is not None and process.poll() is not None:
-            tail = _tail(log)
-            raise ArmError(
-                f"the server of {redacted(url)} ended with status {process.returncode} before it was ready{where}{tail}"
-            )
         if waited > timeout_s:
             raise ArmError(f"no server answered at {redacted(url)} within {timeout_s:.0f} s{where}")
         if process is None:
@@ -226,32 +241,36 @@ def wait_ready(
         time.sleep(min(0.05 + waited / 20, 2.0))
 
 
-def _is_ready(url: str) -> bool:
+def _is_ready(url: str, api_key: Secret | None) -> bool:
     """Whether ``/health`` answers 200; a server without that route is asked for its models instead.
 
     A server that has the route answers something else while it warms up, when it may name its models already.
     """
-    try:
-        status = requests.get(url + "/health", timeout=PROBE_TIMEOUT_S, allow_redirects=False).status_code
-    except requests.RequestException:
+    answer = _ask("GET", url + "/health", api_key)
+    if answer is None:
         return False
-    return status == 200 or (status == 404 and _get(url + "/v1/models") is not None)
+    return answer.status_code == 200 or (answer.status_code == 404 and _get(url + "/v1/models", api_key) is not None)
 
 
-def describe(url: str) -> dict[str, Any]:
-    """What the server says of itself, route by route; routes it lacks are left out."""
-    found = {route.strip("/").replace("/", "_"): _get(url + route) for route in _INFO}
-    return {route: answer for route, answer in found.items() if answer}
+def describe(url: str, api_key: Secret | None = None) -> dict[str, Any]:
+    """What the server says of itself, route by route, without secrets; routes it lacks are left out."""
+    found = {route.strip("/").replace("/", "_"): _get(url + route, api_key) for route in _INFO}
+    return {route: _without_secrets(redact(answer, api_key)) for route, answer in found.items() if answer}
 
 
-def reset_caches(url: str, api_key: str | None = None) -> bool:
+def _without_secrets(answer: Any) -> Any:
+    if isinstance(answer, Mapping):
+        return {
+            key: MASK if value and isinstance(value, str) and _SECRET_KEY.search(key) else _without_secrets(value)
+            for key, value in answer.items()
+        }
+    return [_without_secrets(item) for item in answer] if isinstance(answer, list) else answer
+
+
+def reset_caches(url: str, api_key: Secret | None = None) -> bool:
     """Ask the server to forget cached prefixes; False where it has no such route or refuses."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    try:
-        answer = requests.post(url + "/flush_cache", headers=headers, timeout=PROBE_TIMEOUT_S, allow_redirects=False)
-    except requests.RequestException:
-        return False
-    return answer.status_code == 200
+    answer = _ask("POST", url + "/flush_cache", api_key)
+    return answer is not None and answer.status_code == 200
 
 
 def gpu_memory_mib() -> dict[str, int]:
@@ -268,54 +287,14 @@ def gpu_memory_mib() -> dict[str, int]:
     return {}
 
 
-def _spawn(command: str, log: pathlib.Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as output:
-        try:
-            return subprocess.Popen(
-                shlex.split(command), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
-        except OSError as error:
-            raise ArmError(
-                f"command {command!r} could not be started ({error}); expected a program on this machine"
-            ) from error
+def hide_key(log: pathlib.Path | None, api_key: Secret | None) -> None:
+    """Take the key out of a log: servers write their arguments there."""
+    if log is not None and api_key is not None and log.exists():
+        log.write_bytes(api_key.redact_bytes(log.read_bytes()))
 
 
-def _stop(process: subprocess.Popen[bytes], stop_command: str, log: pathlib.Path) -> None:
-    """End the whole process group by its id, politely first; a stop command runs before that."""
-    if stop_command:
-        with log.open("ab") as output, contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(
-                shlex.split(stop_command),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                timeout=STOP_TIMEOUT_S,
-            )
-    for sign, patience_s in ((signal.SIGTERM, STOP_TIMEOUT_S / 2), (signal.SIGKILL, STOP_TIMEOUT_S)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
-        if _group_ended(process, patience_s):
-            return
-    raise ArmError(f"process group {process.pid} did not end within {STOP_TIMEOUT_S * 1.5:.0f} s; end it by hand")
-
-
-def _group_ended(process: subprocess.Popen[bytes], patience_s: float) -> bool:
-    deadline = time.monotonic() + patience_s
-    while True:
-        process.poll()
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return process.poll() is not None
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-
-
-def _wait_memory_free(before: Mapping[str, int], name: str) -> None:
-    deadline = time.monotonic() + STOP_TIMEOUT_S
+def _wait_memory_free(before: Mapping[str, int], name: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     while True:
         held = {gpu: used for gpu, used in gpu_memory_mib().items() if used > before.get(gpu, 0) + MEMORY_SLACK_MIB}
         if not held:
@@ -324,16 +303,25 @@ def _wait_memory_free(before: Mapping[str, int], name: str) -> None:
             raise ArmError(
                 f"{name} was stopped, but memory is still in use (MiB per GPU: {held}); expected {dict(before)}"
             )
-        time.sleep(0.5)
+        time.sleep(min(0.5, timeout_s / 10))
 
 
-def _get(url: str) -> Any:
-    """The JSON (or text) behind ``url``, or None unless it answers 200. Redirects are not followed."""
-    try:
-        answer = requests.get(url, timeout=PROBE_TIMEOUT_S, allow_redirects=False)
-    except requests.RequestException:
-        return None
-    if answer.status_code != 200:
+def _ask(method: str, url: str, api_key: Secret | None) -> requests.Response | None:
+    """The answer, or None where there is none. Redirects are not followed, and no proxy or netrc is used: the servers
+    are on this machine or near it, and the key is for them alone."""
+    with requests.Session() as session:
+        session.trust_env = False
+        headers = {"Authorization": f"Bearer {api_key.value}"} if api_key else {}
+        try:
+            return session.request(method, url, headers=headers, timeout=PROBE_TIMEOUT_S, allow_redirects=False)
+        except requests.RequestException:
+            return None
+
+
+def _get(url: str, api_key: Secret | None = None) -> Any:
+    """The JSON (or text) behind ``url``, or None unless it answers 200."""
+    answer = _ask("GET", url, api_key)
+    if answer is None or answer.status_code != 200:
         return None
     try:
         return answer.json()

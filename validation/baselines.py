@@ -1,6 +1,6 @@
 """Recorded baselines: what one server did, kept so that a later one can be compared with it.
 
-A baseline is one JSON file under ``baselines/recorded`` (or a path): accuracy by question, TPOT by scenario, the
+A baseline is one JSON file in a folder of them (``--baselines``): accuracy by question, TPOT by scenario, the
 server's identity and the provenance. It is refused where it was recorded for another schema, model or question set.
 """
 
@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from validation.discovery import ROOT
 from validation.e2e_plan import CANDIDATE, E2EPlan
 from validation.gsm8k import SCORERS
 from validation.judging.accuracy_arms import RecordedAccuracy, record_accuracy
@@ -25,26 +24,30 @@ from validation.options import OptionError
 from validation.records import Launch, Question, Record, Request, Run
 
 SCHEMA = 1
-FOLDER = ROOT / "baselines" / "recorded"
 MAX_BYTES = 64 * 2**20
 
 
-def load_baseline(name: str, plan: E2EPlan) -> dict[str, Any]:
-    """The baseline ``name`` as JSON data, checked against ``plan``.
+def load_baseline(folder: pathlib.Path, name: str, plan: E2EPlan) -> dict[str, Any]:
+    """The baseline ``name`` of ``folder`` as JSON data, checked against ``plan``.
 
     Raises:
         OptionError: it does not exist, is of another schema, or was recorded for another question set or prompt mode.
     """
-    path = FOLDER / f"{name}.json"
+    path = folder / f"{name}.json"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json"))) or "none is recorded yet"
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none is recorded yet"
         raise OptionError(
             f"--baseline {name} does not exist; expected one of: {known}; record one with --record {name}"
         )
     data = _read(path, name)
     accuracy = data["accuracy"]
-    if accuracy is not None:
-        recorded = RecordedAccuracy.from_json(accuracy)
+    try:
+        recorded = None if accuracy is None else RecordedAccuracy.from_json(accuracy)
+        for scenario in data["latency"].values():
+            ScenarioBaseline(**scenario)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise OptionError(f"--baseline {name} cannot be read ({error}); record it anew") from None
+    if recorded is not None:
         wanted = dataclasses.replace(plan.accuracy, model=recorded.model)
         mismatch = recorded.mismatch(wanted)
         if mismatch:
@@ -72,18 +75,28 @@ def model_of(identity: Mapping[str, Any]) -> str:
     return str(entries[0].get("id", "")) if entries else ""
 
 
-def record_baseline(name: str, records: Sequence[Record]) -> pathlib.Path:
+def path_to_record(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Where the baseline ``name`` will be written.
+
+    Raises:
+        OptionError: there is one already.
+    """
+    path = folder / f"{name}.json"
+    if path.exists():
+        raise OptionError(f"--record {name} exists already; expected a new name, a baseline is never overwritten")
+    return path
+
+
+def record_baseline(folder: pathlib.Path, name: str, records: Sequence[Record]) -> pathlib.Path:
     """Write what the candidate of a run did as the baseline ``name``; returns the file.
 
     Raises:
         OptionError: the run measured nothing, or the baseline exists already.
     """
+    path = path_to_record(folder, name)
     run = next(r for r in records if isinstance(r, Run))
     plan = E2EPlan.from_json(run.declared["e2e"])
     launches = [r for r in records if isinstance(r, Launch) and r.arm == CANDIDATE]
-    path = FOLDER / f"{name}.json"
-    if path.exists():
-        raise OptionError(f"--record {name} exists already; expected a new name, a baseline is never overwritten")
     if not launches:
         raise OptionError(f"--record {name} has nothing to record; expected a run that reached its server")
     questions = [r for r in records if isinstance(r, Question) and r.scenario == plan.accuracy_scenario]

@@ -76,7 +76,8 @@ def likely_class(
         return "unwritten"
     if stale is not None and stale.shape == actual.shape and torch.equal(bits_of(stale)[different], got[different]):
         return "stale"
-    if expected.dim() >= 2 and torch.equal(want.transpose(-1, -2).flatten(), got.flatten()):
+    transposed = [(want, got), (got, want)] if expected.dim() >= 2 else []
+    if any(torch.equal(one.transpose(-1, -2).flatten(), other.flatten()) for one, other in transposed):
         return "layout"
     if torch.equal(want.flatten().sort().values, got.flatten().sort().values):
         return "order"

@@ -68,7 +68,7 @@ def _add(
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     plan = _add(commands, "plan", "blocks, runs, power and duration before anything is measured", _plan)
     plan.add_argument(
-        "--pilot", type=pathlib.Path, metavar="RUN", help="take the launch standard deviation from this run"
+        "--pilot", type=pathlib.Path, metavar="RUN", help="run to take the launch standard deviation from"
     )
     plan.add_argument("--launch-sd", type=float, metavar="PERCENT", help="state it instead")
     plan.add_argument(
@@ -109,7 +109,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     print(plan_latency(launch_sd, base, block_s=arguments.block_seconds, budget_s=budget_s))
     accuracy = plan_accuracy(arguments.discordance, questions=arguments.questions, margin_points=arguments.margin)
     print(
-        f"Accuracy: {accuracy.runs} runs an arm on {accuracy.questions} questions pass a true difference of 0 with power "
+        f"Accuracy: {accuracy.runs} runs an arm on {accuracy.questions} questions pass equal arms with power "
         f"{accuracy.power:.2f} at a margin of {arguments.margin:g} points, {100 * accuracy.discordance:g} % discordance; "
         f"smallest margin at 90 % power {accuracy.detectable_points:.2f} points."
     )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from validation.arms import Arm, CommandArm, Place, Server, UrlArm, embedded_arm, reset_caches
-from validation.baselines import load_baseline
+from validation.baselines import load_baseline, path_to_record
 from validation.client import Backend, Job, Prompt, Sampling, remaining, run_load
 from validation.client.selftest import self_test
 from validation.discovery import load_all
@@ -35,6 +35,8 @@ TOKENS_QUESTIONS = 32
 """Prompts of the token-identity check, asked of every launch: seconds, and enough that a planted break shows."""
 REHEARSAL_BLOCKS = 3
 TELL_EVERY_S = 5.0
+SYNC_EVERY_S = 1.0
+"""What a failing machine may lose; a killed run loses only the requests in flight."""
 MEASURED_BLOCKS = 8
 """Enough for the joint sign-flip test over scenarios, whose smallest p is 2^-8."""
 PULL_REQUEST_SCENARIOS = ("1k1k-c4", "1k1k-c16")
@@ -122,20 +124,20 @@ def arms_of(settings: Settings) -> list[Arm]:
             embedded_arm(CANDIDATE, "skip"),
             embedded_arm(CONTROL, "skip", "--plant", "broken-rope"),
         ]
-    if settings.candidate_cmd and settings.baseline_cmd:
-        arms: list[Arm] = [
-            CommandArm(BASELINE, settings.baseline_cmd, settings.baseline_stop_cmd),
-            CommandArm(CANDIDATE, settings.candidate_cmd, settings.candidate_stop_cmd),
-        ]
-        if settings.control_cmd:
-            arms.append(CommandArm(CONTROL, settings.control_cmd))
-        return arms
+    key = settings.api_key
+    commands = (
+        (BASELINE, settings.baseline_cmd, settings.baseline_stop_cmd),
+        (CANDIDATE, settings.candidate_cmd, settings.candidate_stop_cmd),
+        (CONTROL, settings.control_cmd, settings.control_stop_cmd),
+    )
+    if settings.candidate_cmd:
+        return [CommandArm(name, command, stop, api_key=key) for name, command, stop in commands if command]
     urls = ((BASELINE, settings.baseline_url), (CANDIDATE, settings.server_url))
-    return [UrlArm(name, url) for name, url in urls if url]
+    return [UrlArm(name, url, api_key=key) for name, url in urls if url]
 
 
 def arm_order(seed: int, block: int, names: Sequence[str]) -> list[str]:
-    """The arms of a block: a random order in every even block, and its reverse in the next, so that both come equally often."""
+    """The arms of a block: a random order in every even block and its reverse in the next, so both come equally often."""
     order = list(names)
     random.Random(f"{seed} {block // 2}").shuffle(order)
     return order if block % 2 == 0 else order[::-1]
@@ -180,6 +182,12 @@ class Experiment:
             written += self._launch(arms[name], number, position, wanted, [*before, *written])
         return written
 
+    def complete(self, number: int, wanted: Wanted, records: Sequence[Record]) -> bool:
+        """Whether ``records`` hold everything ``wanted`` of a block."""
+        launched = {r.arm for r in records if isinstance(r, Launch) and r.block == number}
+        arms = {arm.name for arm in arms_of(self.settings)} - {CONTROL}
+        return launched >= arms and not any(self._missing(arm, number, wanted, records) for arm in arms)
+
     def control(self, wanted: Wanted, before: Sequence[Record]) -> list[Record]:
         """Ask the build with a planted break, where there is one, for its tokens; returns what was written."""
         only_tokens = Wanted(tokens=True, accuracy=False, latency=False)
@@ -220,13 +228,13 @@ class Experiment:
         return backend
 
     def _launch(self, arm: Arm, block: int, position: int, wanted: Wanted, before: Sequence[Record]) -> list[Record]:
-        launch_id = f"b{block}-{arm.name}"
+        launch_id = logs = f"b{block}-{arm.name}"
         earlier = [r for r in before if isinstance(r, Launch) and r.arm == arm.name and r.block == block]
         if earlier and not self._missing(arm.name, block, wanted, before):
             return []
-        if earlier:
-            launch_id += f"-resumed{len(earlier)}"
-        place = Place(self.folder / "logs" / launch_id, self.settings.gpus)
+        if earlier:  # it goes on where the earlier one was cut off, under its name, in a process of its own
+            logs += f"-resumed{len(earlier)}"
+        place = Place(self.folder / "logs" / logs, self.settings.gpus)
         written: list[Record] = []
         self.progress(f"block {block + 1}, {arm.name}: starting")
         with arm.session(place, self.progress) as server:
@@ -234,6 +242,8 @@ class Experiment:
                 launch_id, arm.name, block, position, server.url, server.ready_s, arm.fresh, server.identity
             )
             written.append(self._write(launch))
+            if earlier:
+                written.append(self._write(_continued(launch, before)))
             for activity in self._activities(block, wanted):
                 written += self._run(activity, launch, server, before)
         self.journal.sync()
@@ -277,19 +287,20 @@ class Experiment:
         started = time.monotonic()
         label = f"block {launch.block + 1}, {launch.arm}, {activity.scenario}"
         counter = _Counter(label, len(jobs), self.progress)
+        synced = started
 
         def on_request(request: Request) -> None:
+            nonlocal synced
             written.append(self._write(request))
             counter.add(request)
+            if time.monotonic() - synced > SYNC_EVERY_S:
+                self.journal.sync()
+                synced = time.monotonic()
 
-        report = run_load(
-            server.url,
-            self._backend,
-            remaining(jobs, before),
-            activity.concurrency,
-            on_request,
-            api_key=self.settings.api_key,
-        )
+        left, key = remaining(jobs, before), self.settings.api_key
+        client: dict[str, Any] = {}
+        if left:  # else the run was cut off between the last request and the summary
+            client = run_load(server.url, self._backend, left, activity.concurrency, on_request, api_key=key).to_json()
         summary = ScenarioRun(
             launch_id=launch.launch_id,
             arm=launch.arm,
@@ -301,7 +312,7 @@ class Experiment:
             prompts_sha256=_digest(activity.jobs),
             cache_flushed=flushed,
             wall_s=round(time.monotonic() - started, 4),
-            client=report.to_json(),
+            client=client,
         )
         written.append(self._write(summary))
         self.journal.sync()
@@ -310,6 +321,17 @@ class Experiment:
     def _write(self, record: Record) -> Record:
         self.journal.append(record)
         return record
+
+
+def _continued(launch: Launch, before: Sequence[Record]) -> Note:
+    """Says in the report that one launch's figures come from two processes."""
+    answered = sum(isinstance(r, Request) and r.launch_id == launch.launch_id for r in before)
+    return Note(
+        "resumed_launch",
+        f"block {launch.block + 1}, {launch.arm}: {answered} requests were answered before the interruption, the rest "
+        "after it, by a server started anew unless it was given; figures of this launch are of both",
+        {"launch_id": launch.launch_id, "answered_before": answered},
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,7 +383,9 @@ def declare(settings: Settings) -> dict[str, Any]:
         plan, declared["same_build"] = read_same_build(settings.same_build, plan)
     declared["e2e"] = plan.to_json()
     if settings.baseline:
-        declared["baseline"] = load_baseline(settings.baseline, plan)
+        declared["baseline"] = load_baseline(settings.baselines, settings.baseline, plan)
+    if settings.record:
+        path_to_record(settings.baselines, settings.record)
     return declared
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import pytest
 
-from validation.arms import ArmError
+from validation.arms import PROBE_TIMEOUT_S, describe, wait_ready
 from validation.baselines import check_model, model_of, record_baseline
 from validation.e2e import Experiment, Wanted
 from validation.e2e_plan import E2EPlan
 from validation.judgement import Judgement, judge_folder
 from validation.options import OptionError, Settings
-from validation.records import Note, Run, read_run
-from validation.runs import ActiveRun
+from validation.records import Note, read_run
+from validation.runs import ActiveRun, disk_trouble, header
+from validation.server_process import ArmError
 
 
 def declared_plan(folder: pathlib.Path) -> E2EPlan:
     """The plan that the run's header declares: the one that is measured is the one that is judged."""
-    return E2EPlan.from_json(next(r for r in read_run(folder) if isinstance(r, Run)).declared["e2e"])
+    return E2EPlan.from_json(header(folder).declared["e2e"])
 
 
 def gather(run: ActiveRun, settings: Settings, selected: Collection[str], progress: Callable[[str], None]) -> Judgement:
@@ -30,23 +31,47 @@ def gather(run: ActiveRun, settings: Settings, selected: Collection[str], progre
     """
     wanted = Wanted(*(kind in selected for kind in ("tokens", "accuracy", "latency")))
     selection = {kind: kind in selected for kind in ("tokens", "accuracy", "latency")}
-    run.journal.append(Note("selected", "which end-to-end tests were selected", selection))
     done = read_run(run.folder) if settings.resume else ()
+    before = next((r.data for r in done if isinstance(r, Note) and r.topic == "selected"), selection)
+    if before != selection:
+        pytest.exit(
+            f"--resume {run.folder} was started for {_kinds(before)}, now {_kinds(selection)} is selected; "
+            "expected the same tests",
+            returncode=pytest.ExitCode.USAGE_ERROR,
+        )
+    run.journal.append(Note("selected", "which end-to-end tests were selected", selection))
     experiment = Experiment(settings, declared_plan(run.folder), run.folder, run.journal, progress, done)
     try:
+        if settings.baseline and settings.server_url:
+            _check_baseline(run.folder, settings, settings.server_url)
         experiment.gather(wanted)
         run.journal.sync()
         judgement = judge_folder(run.folder)
-        if settings.baseline and judgement.launches:
-            check_model(judgement.run.declared["baseline"], model_of(judgement.launches[0].identity))
         if settings.record:
-            progress(f"recorded {record_baseline(settings.record, read_run(run.folder)).name}")
+            path = record_baseline(settings.baselines, settings.record, read_run(run.folder))
+            progress(f"recorded {path}")
     except OptionError as error:
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+    except OSError as error:
+        trouble = disk_trouble(run.folder, error)
+        if not trouble:
+            raise
+        pytest.exit(trouble, returncode=pytest.ExitCode.INTERRUPTED)
     except ArmError as error:
         if settings.server_url:
             pytest.exit(f"--server-url: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
         run.journal.append(Note("arm_failed", str(error)))
         run.journal.sync()
-        raise
+        pytest.fail(str(error), pytrace=False)
     return judgement
+
+
+def _kinds(selection: Mapping[str, bool]) -> str:
+    return " and ".join(kind for kind, wanted in selection.items() if wanted)
+
+
+def _check_baseline(folder: pathlib.Path, settings: Settings, url: str) -> None:
+    """Ask the server for its model before anything is measured."""
+    wait_ready(url, PROBE_TIMEOUT_S, None, None, lambda line: None, settings.api_key)
+    model = model_of({"server": describe(url, settings.api_key)})
+    check_model(header(folder).declared["baseline"], model)

@@ -1,4 +1,4 @@
-"""From a run's raw records to its judgement: every judge called once, nothing measured. Pure but for ``judge_folder``."""
+"""From a run's raw records to its judgement: every judge called once. Pure but for ``judge_folder``."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class KernelCase:
     not_applicable: Callable[[Cell], str]
     """Why the claim itself does not reach a cell; empty where it does."""
     compares: Literal["paths", "producers"] = "paths"
-    """The cat path with the skip path, or (``producers``) the cell's two providers as producers of the same outputs."""
+    """Cat path and skip path, or (``producers``) the cell's two providers as producers of the same outputs."""
 
     def declared(self, matrix: str) -> dict[str, dict[str, Any]]:
         """What a run of this case must hold to be complete: its cell ids, and whether it needs a path proof."""

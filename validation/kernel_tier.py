@@ -13,7 +13,7 @@ from validation.operations import Provider, providers
 from validation.records import Journal, KernelCell, Note
 
 
-class ProviderMissing(RuntimeError):
+class ProviderMissing(RuntimeError):  # noqa: N818 (a state of the machine)
     """A library that a cell needs is not installed; the message says what to install."""
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from validation.arms import check_template, check_url
+from validation.client.redaction import Secret
 from validation.discovery import ROOT
 from validation.profiles import Profile
 
 API_KEY_VARIABLE = "VALIDATION_API_KEY"
+BASELINES_VARIABLE = "VALIDATION_BASELINES"
 GSM8K_VARIABLE = "GSM8K_PATH"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}\Z")
@@ -43,6 +45,7 @@ class Settings:
     baseline_stop_cmd: str
     candidate_stop_cmd: str
     control_cmd: str | None
+    control_stop_cmd: str
     backend: str
     accuracy_floor: float | None
     gsm8k: pathlib.Path | None
@@ -60,7 +63,9 @@ class Settings:
     baseline_trace: tuple[pathlib.Path, ...]
     candidate_trace: tuple[pathlib.Path, ...]
     claims: tuple[pathlib.Path, ...]
-    api_key: str | None = dataclasses.field(default=None, repr=False)
+    baselines: pathlib.Path
+    """Folder of recorded baselines."""
+    api_key: Secret | None = None
 
     @property
     def form(self) -> str:
@@ -101,6 +106,11 @@ def add_options(parser: pytest.Parser) -> None:
     add("--baseline-url", metavar="URL", help="a second server to compare --server-url with")
     add("--baseline", metavar="NAME", help="recorded baseline to compare --server-url with")
     add("--record", metavar="NAME", help="record what was measured as a baseline of this name")
+    add(
+        "--baselines",
+        metavar="DIR",
+        help=f"folder of recorded baselines (default: {BASELINES_VARIABLE}, else baselines/recorded of the checkout)",
+    )
     add("--baseline-cmd", metavar="CMD", help="command that starts the baseline; {port} {gpus} {logdir} are filled in")
     add("--candidate-cmd", metavar="CMD", help="command that starts the candidate")
     add("--baseline-stop-cmd", metavar="CMD", default="", help="run before the baseline's process group is ended")
@@ -108,6 +118,7 @@ def add_options(parser: pytest.Parser) -> None:
     add(
         "--control-cmd", metavar="CMD", help="command that starts a build with a planted break: the sensitivity control"
     )
+    add("--control-stop-cmd", metavar="CMD", default="", help="run before the control's process group is ended")
     add("--backend", default="sglang_native", metavar="NAME", help="file under scenarios/backends")
     add("--accuracy-floor", metavar="SHARE", help="lowest accuracy to accept of a single server, 0 to 1")
     add("--gsm8k", metavar="PATH", help="GSM8K as JSONL, or the folder that holds test.jsonl and train.jsonl")
@@ -156,6 +167,7 @@ def read_settings(config: pytest.Config) -> Settings:
         baseline_stop_cmd=_template(get("--baseline-stop-cmd"), "--baseline-stop-cmd") or "",
         candidate_stop_cmd=_template(get("--candidate-stop-cmd"), "--candidate-stop-cmd") or "",
         control_cmd=_template(get("--control-cmd"), "--control-cmd"),
+        control_stop_cmd=_template(get("--control-stop-cmd"), "--control-stop-cmd") or "",
         backend=_leaf("scenarios/backends", get("--backend"), "--backend"),
         accuracy_floor=_share(get("--accuracy-floor")),
         gsm8k=_existing(get("--gsm8k") or os.environ.get(GSM8K_VARIABLE), "--gsm8k"),
@@ -173,7 +185,8 @@ def read_settings(config: pytest.Config) -> Settings:
         baseline_trace=_files(get("--baseline-trace"), "--baseline-trace"),
         candidate_trace=_files(get("--candidate-trace"), "--candidate-trace"),
         claims=_files(get("--claims"), "--claims"),
-        api_key=get("--api-key") or os.environ.get(API_KEY_VARIABLE) or None,
+        baselines=_path(get("--baselines") or os.environ.get(BASELINES_VARIABLE)) or ROOT / "baselines" / "recorded",
+        api_key=_secret(get("--api-key") or os.environ.get(API_KEY_VARIABLE)),
     )
     _refuse_contradictions(settings)
     return settings
@@ -216,6 +229,13 @@ def _url(value: str | None, option: str) -> str | None:
         return check_url(value, option) if value is not None else None
     except ValueError as error:
         raise OptionError(str(error)) from None
+
+
+def _secret(value: str | None) -> Secret | None:
+    try:
+        return Secret(value) if value else None
+    except ValueError as error:
+        raise OptionError(f"--api-key: {error}") from None
 
 
 def _template(value: str | None, option: str) -> str | None:

@@ -16,10 +16,10 @@ import pytest
 
 from validation import gpus
 from validation.options import SETTINGS, OptionError, Settings, add_options, read_settings
-from validation.profiles import EXIT_FAIL
+from validation.profiles import EXIT_FAIL, EXIT_PASS, EXIT_UNDECIDED
 from validation.records import Journal
 from validation.reporting.escape import terminal
-from validation.runs import RUN, ActiveRun
+from validation.runs import RUN, ActiveRun, disk_trouble
 from validation.verdicts import Evidence, Finding, Tier
 
 MARKERS = {
@@ -180,11 +180,22 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if run is None or exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
         return
     config.stash[RUN] = run
-    judgement = run.finish(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+    try:
+        judgement = run.finish(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+    except OSError as error:
+        trouble = disk_trouble(run.folder, error)
+        if not trouble:
+            raise
+        if exitstatus != pytest.ExitCode.INTERRUPTED:
+            _progress(config)(trouble)
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
+        return
     if exitstatus == pytest.ExitCode.INTERRUPTED:
         return
-    own_tests_failed = run.own_test_failures > 0
-    session.exitstatus = EXIT_FAIL if own_tests_failed else judgement.exit_status
+    status = judgement.exit_status
+    if status == EXIT_PASS and exitstatus == pytest.ExitCode.TESTS_FAILED:
+        status = EXIT_UNDECIDED  # a test failed that no finding speaks of, such as a server that did not stop
+    session.exitstatus = EXIT_FAIL if run.own_test_failures else status
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -106,7 +106,7 @@ class Launch:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One request and every chunk of its answer. Times are monotonic nanoseconds of the client, from ``sent_ns`` = 0."""
+    """One request and every chunk of its answer. Times are the client's monotonic nanoseconds since it was sent."""
 
     kind: ClassVar[str] = "request"
     launch_id: str
@@ -234,15 +234,15 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
 
 
 class Journal:
-    """Appends records to one file. A crash loses at most the records since the last ``sync``."""
+    """Appends records to one file. A killed process loses none of them, a failed machine those since ``sync``."""
 
     def __init__(self, path: pathlib.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def append(self, record: Record) -> None:
-        """Write one line; it is on disk after the next ``sync``."""
+        """Hand one line to the system; it is on disk after the next ``sync``."""
         self._file.write(json.dumps(to_json(record), allow_nan=False) + "\n")
 
     def sync(self) -> None:
@@ -251,10 +251,12 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Sync and close."""
+        """Sync and close; closed even where the disk is full."""
         if not self._file.closed:
-            self.sync()
-            self._file.close()
+            try:
+                self.sync()
+            finally:
+                self._file.close()
 
     def __enter__(self) -> Journal:
         return self

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
+import json
 import os
 import pathlib
 import sys
@@ -12,15 +14,18 @@ from typing import Any
 
 import pytest
 
+from validation.client.redaction import Secret
 from validation.integrity import write_manifest
 from validation.judgement import Judgement, judge_folder
 from validation.kernel_case import declared_cells
-from validation.options import SETTINGS, Settings
+from validation.options import SETTINGS, OptionError, Settings
 from validation.provenance import provenance
-from validation.records import SCHEMA, Journal, Note, Run
+from validation.records import SCHEMA, Journal, Note, RecordError, Run, read_run
 from validation.reporting import write_reports
 from validation.reporting.escape import terminal
 from validation.verdicts import Tier
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
 
 @dataclasses.dataclass
@@ -48,12 +53,22 @@ class ActiveRun:
             raise pytest.UsageError(
                 f"--run-dir {folder} already holds a run; give another folder, or --resume {folder}"
             )
-        journal = Journal(folder / "raw" / f"{part}.jsonl")
+        declared = _header(settings, tiers, folder)  # first: an option that does not fit leaves no folder behind
         if settings.resume is not None:
-            journal.append(Note("resumed", "the run was interrupted and resumed; finished requests were not repeated"))
-        elif worker is None or part == "gw0":
-            journal.append(_header(settings, tiers, folder))
-        journal.sync()
+            _refuse_another(folder, declared)
+        try:
+            journal = Journal(folder / "raw" / f"{part}.jsonl")
+            if settings.resume is not None:
+                journal.append(
+                    Note("resumed", "the run was interrupted and resumed; finished requests were not repeated")
+                )
+            elif worker is None or part == "gw0":
+                journal.append(declared)
+            journal.sync()
+        except OSError as error:
+            raise pytest.UsageError(
+                f"--run-dir {folder} cannot be written ({error.strerror}); expected a folder on a disk with room"
+            ) from None
         return ActiveRun(folder, journal)
 
     @staticmethod
@@ -65,7 +80,11 @@ class ActiveRun:
         return ActiveRun(folder, Journal(folder / "raw" / "main.jsonl"))
 
     def finish(self, interrupted: bool) -> Judgement:
-        """Close the journal, judge the records, and write the reports beside them."""
+        """Close the journal, judge the records, and write the reports beside them.
+
+        Raises:
+            OSError: the disk is full; see ``disk_trouble``.
+        """
         if interrupted:
             self.journal.append(
                 Note("interrupted", "the run was interrupted; what is missing is NOT_RUN or INCONCLUSIVE")
@@ -86,6 +105,47 @@ class ActiveRun:
         return [*lines, "", terminal(judgement.headline), f"report: {self.report}"]
 
 
+def header(folder: pathlib.Path) -> Run:
+    """What the run in ``folder`` declared before it started; raises ``RecordError`` where nothing says."""
+    for record in read_run(folder):
+        if isinstance(record, Run):
+            return record
+    raise RecordError(f"{folder} holds no run header; expected the folder of a run")
+
+
+def disk_trouble(folder: pathlib.Path, error: OSError) -> str:
+    """One sentence where ``error`` says that nothing more can be written to ``folder``; empty for any other."""
+    if error.errno not in DISK_ERRORS:
+        return ""
+    return (
+        f"the run folder {folder} cannot be written any more ({error.strerror}); everything before is kept, "
+        f"make room and go on with --resume {folder}"
+    )
+
+
+def _refuse_another(folder: pathlib.Path, wanted: Run) -> None:
+    """Raise ``OptionError`` unless the run in ``folder`` was started with what these options declare."""
+    try:
+        found = header(folder)
+    except RecordError as error:
+        raise OptionError(f"--resume {folder}: {error}") from None
+    for field in ("schema", "profile", "tiers", "seed"):
+        if getattr(found, field) != getattr(wanted, field):
+            raise OptionError(
+                f"--resume {folder} was started with {field} {getattr(found, field)}, these options say "
+                f"{getattr(wanted, field)}; expected the options it was started with"
+            )
+    declared = json.loads(json.dumps(wanted.declared))
+    for key in sorted(declared.keys() | found.declared.keys()):
+        left, right = found.declared.get(key), declared.get(key)
+        if left != right:
+            inner = [k for k in left if left[k] != right.get(k)] if isinstance(left, dict) and right else []
+            raise OptionError(
+                f"--resume {folder} was started with another {' '.join([key, *inner[:1]])} than these options give; "
+                "expected the options it was started with"
+            )
+
+
 def _header(settings: Settings, tiers: Sequence[Tier], folder: pathlib.Path) -> Run:
     declared: dict[str, Any] = {"form": settings.form}
     if Tier.KERNEL in tiers:
@@ -103,14 +163,14 @@ def _header(settings: Settings, tiers: Sequence[Tier], folder: pathlib.Path) -> 
         profile=settings.profile.value,
         tiers=tuple(tier.value for tier in tiers),
         seed=settings.seed,
-        command=tuple(_without_secrets(sys.argv)),
+        command=tuple(_without_secrets(sys.argv, settings.api_key)),
         declared=declared,
         provenance=provenance(),
     )
 
 
-def _without_secrets(words: Sequence[str]) -> list[str]:
-    """The command line, its program's folder and every API key left out."""
+def _without_secrets(words: Sequence[str], key: Secret | None) -> list[str]:
+    """The command line, its program's folder and every API key left out, wherever it stands."""
     clean: list[str] = []
     for word in words:
         if clean and clean[-1] == "--api-key":
@@ -118,7 +178,7 @@ def _without_secrets(words: Sequence[str]) -> list[str]:
         elif word.startswith("--api-key="):
             clean.append("--api-key=***")
         else:
-            clean.append(word)
+            clean.append(key.redact(word) if key else word)
     if clean:
         clean[0] = os.path.basename(clean[0])
     return clean

@@ -83,7 +83,8 @@ class AccuracyScenario:
         wanted = count or self.questions or len(loaded.test)
         if wanted > len(loaded.test):
             raise ValueError(
-                f"{self.name} has {len(loaded.test)} questions, {wanted} were asked for; give --questions {len(loaded.test)}"
+                f"{self.name} has {len(loaded.test)} questions, {wanted} were asked for; "
+                f"give --questions {len(loaded.test)}"
             )
         mode = PROMPT_MODES[self.prompt_mode]
         return loaded, mode.records(loaded, self.name, wanted), sha256(loaded.test[:wanted])

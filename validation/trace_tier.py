@@ -32,7 +32,7 @@ def count_and_judge(settings: Settings, journal: Journal) -> list[Finding]:
     """
     if not settings.baseline_trace:
         raise pytest.UsageError(
-            "no traces were given; expected --baseline-trace FILE and --candidate-trace FILE, one of each for every rank"
+            "no traces were given; expected --baseline-trace=FILE and --candidate-trace=FILE, one of each a rank"
         )
     claim = claim_of("cat_skip")
     notes = [

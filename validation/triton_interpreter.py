@@ -36,7 +36,8 @@ def install() -> str:
     for owner, name in ((interpreter, "_convert_float"), (builder, "binary_op"), (builder, "unary_op")):
         if not hasattr(owner, name):
             raise RuntimeError(
-                f"the interpreter of Triton {triton.__version__} has no {name}; expected Triton 3.4 to 3.9, install 3.9.0"
+                f"the interpreter of Triton {triton.__version__} has no {name}; "
+                "expected Triton 3.4 to 3.9, install 3.9.0"
             )
     stock_convert = interpreter._convert_float
 

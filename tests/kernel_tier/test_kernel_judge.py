@@ -13,10 +13,13 @@ from validation.verdicts import Evidence, Finding, Verdict
 NAMES = ("c-m1", "c-m3")
 DECLARED = {"c": {"cells": list(NAMES), "path_proof": True}}
 CELLS = [
-    KernelCell("c", n, True, "", {}, (KernelCheck("q_all", True), KernelCheck("control_break", True)), 0.1) for n in NAMES
+    KernelCell("c", n, True, "", {}, (KernelCheck("q_all", True), KernelCheck("control_break", True)), 0.1)
+    for n in NAMES
 ]
 PATHS = [
-    PathCount("c", n, path, "dispatcher", 1, int(path == "cat"), int(path == "cat"), 9 * (path == "cat"), path == "skip")
+    PathCount(
+        "c", n, path, "dispatcher", 1, int(path == "cat"), int(path == "cat"), 9 * (path == "cat"), path == "skip"
+    )
     for n in NAMES
     for path in ("cat", "skip")
 ]

@@ -32,7 +32,9 @@ def name_of(requirement: str) -> str:
 def test_the_base_asks_for_lower_bounds_and_for_nothing_a_vendor_ships() -> None:
     for requirement in project()["dependencies"]:
         assert name_of(requirement) not in VENDOR
-        assert re.fullmatch(r"[A-Za-z0-9._-]+>=[0-9.]+", requirement), f"{requirement} could change an installed package"
+        assert re.fullmatch(r"[A-Za-z0-9._-]+>=[0-9.]+", requirement), (
+            f"{requirement} could change an installed package"
+        )
 
 
 def test_an_environment_that_satisfies_the_bounds_is_left_alone() -> None:

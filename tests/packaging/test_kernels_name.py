@@ -1,4 +1,4 @@
-"""Our folder ``kernels`` and the distribution of that name on PyPI, which transformers imports, leave each other alone."""
+"""Our folder ``kernels`` and the PyPI distribution of that name, which transformers imports, leave each other alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ print("usable", callable(get_kernel))
 
 
 def test_the_distribution_is_what_import_finds_even_after_our_tests_were_collected() -> None:
-    result = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     imported = next(line for line in result.stdout.splitlines() if line.startswith("imported "))
     assert pathlib.Path(imported.removeprefix("imported ")) != ROOT

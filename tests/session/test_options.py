@@ -43,7 +43,9 @@ def run_pytest(*options: str, folder: pathlib.Path) -> subprocess.CompletedProce
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_options_are_usage_errors_of_one_sentence(options: list[str], expected: str, tmp_path: pathlib.Path) -> None:
+def test_bad_options_are_usage_errors_of_one_sentence(
+    options: list[str], expected: str, tmp_path: pathlib.Path
+) -> None:
     result = run_pytest("-m", "e2e", *options, folder=tmp_path / "run")
     output = result.stdout + result.stderr
     assert result.returncode == pytest.ExitCode.USAGE_ERROR, output

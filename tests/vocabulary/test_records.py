@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -28,7 +29,23 @@ from validation.records import (
 CELL = KernelCell("cat_skip", "cell", True, "", {"producer": "torch"}, (KernelCheck("q_all", True),), 0.5)
 LAUNCH = Launch("b0-baseline", "baseline", 0, 0, "http://127.0.0.1:1", 1, True, {"server": {}})  # type: ignore[arg-type]
 REQUEST = Request(
-    "b0", "baseline", 0, 0, "s", 0, None, None, 2, "stop", "text \u2028 \U0001f600 \ud83d", (1, 2), (5, 6), (1, 2), 0, 7, None
+    "b0",
+    "baseline",
+    0,
+    0,
+    "s",
+    0,
+    None,
+    None,
+    2,
+    "stop",
+    "text \u2028 \U0001f600 \ud83d",
+    (1, 2),
+    (5, 6),
+    (1, 2),
+    0,
+    7,
+    None,
 )
 
 
@@ -115,7 +132,5 @@ json_values: Any = st.recursive(
 )
 def test_any_json_gives_a_record_or_the_documented_error(data: dict[str, Any]) -> None:
     data = json.loads(json.dumps({"kind": "request", **data}))
-    try:
+    with contextlib.suppress(RecordError):
         from_json(data)
-    except RecordError as error:
-        assert str(error)

@@ -23,7 +23,8 @@ def judge_kernels(
     """``kernel_bits.<case>`` for each case, and ``path_proof.<case>`` where the case removes an operation.
 
     ``declared`` holds each case's ``cells`` (ids, so that a deselected one is missed and not forgotten) and whether it
-    needs a ``path_proof``; ``missing`` says which package was not there. Equality without a path proof is NOT_RUN: both arms may have taken the same path.
+    needs a ``path_proof``; ``missing`` says which package was not there. Equality without a path proof is NOT_RUN: both
+    arms may have taken the same path.
     """
     findings = []
     for case, declaration in declared.items():
@@ -128,7 +129,8 @@ def _path_finding(
         return not_run(name, evidence, "no_path_proof", sentence, numbers)
     sentence = (
         f"the cat path ran the removed operation once per call ({numbers['cat_removed_launches']} in "
-        f"{numbers['cat_calls']}), the skip path never ({numbers['skip_calls']} calls, nothing launched, nothing allocated)"
+        f"{numbers['cat_calls']}), the skip path never "
+        f"({numbers['skip_calls']} calls, nothing launched, nothing allocated)"
     )
     return Finding(name, evidence, Verdict.PASS, "proved", sentence, len(paths), numbers, effect)
 

@@ -246,7 +246,9 @@ class EventFile:
         """Read what follows the array: more header, or nothing."""
         end = self._buffer.find(b"]")
         if end < 0:
-            raise TraceError(f"{self.name} is cut short: it ends at byte {self.bytes_read} inside its events; copy it again")
+            raise TraceError(
+                f"{self.name} is cut short: it ends at byte {self.bytes_read} inside its events; copy it again"
+            )
         self._drop(end + 1)
         self._fill(self._limits.event_bytes)
         if not self._at_end:
