@@ -9,7 +9,7 @@ every client through every case in turn and prints ratios: this machine's figure
   closed loop of c arrives when the k-th answer has been read, so the server sees how fast the client is.
 
 A peer's CPU time is that of all its processes between the first request and the last token, which leaves out start-up
-and report. Ours is everything: its client processes from their start, parsing, and until the last record is made.
+and report. Ours is that of all its processes, parsing included, from the first request until the last record is made.
 """
 
 from __future__ import annotations
