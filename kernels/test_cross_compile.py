@@ -16,7 +16,7 @@ def test_kernels_compile_for_every_target_without_spills(journal: Journal) -> No
     try:
         cells, compiled = cross_compile()
     except CompilerError as error:
-        journal.append(Note("missing", str(error), {"provider": "compilers"}))
+        journal.append(Note("missing", str(error), {"cases": [CASE]}))
         raise
     journal.append(Note(CASE, "what the compilers made", {"compiled": [dataclasses.asdict(item) for item in compiled]}))
     for cell in cells:

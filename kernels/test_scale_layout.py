@@ -9,7 +9,7 @@ import torch
 
 from validation import scale_provider
 from validation.discovery import ROOT, load_leaf
-from validation.judging.scale_layout import GEMM_CASE
+from validation.judging.scale_layout import CASES, GEMM_CASE
 from validation.options import SETTINGS
 from validation.records import Journal, KernelCell, Note
 from validation.scale_cell import (
@@ -39,7 +39,7 @@ def version(journal: Journal) -> str:
     try:
         return scale_provider.describe()
     except ImportError as error:
-        journal.append(Note("missing", str(error), {"provider": "aiter"}))
+        journal.append(Note("missing", str(error), {"cases": list(CASES)}))
         raise
 
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import random
 import re
 import shlex
 import socket
@@ -32,6 +33,7 @@ READY_TIMEOUT_S = 40 * 60.0
 MEMORY_SLACK_MIB = 1024
 """GPU memory that may stay in use after a stop: a driver's context, not a model."""
 PROBE_TIMEOUT_S = 10.0
+PORTS = range(20_000, 32_000)
 TELL_EVERY_S = 10.0
 _INFO = ("/get_server_info", "/server_info", "/get_model_info", "/version", "/v1/models")
 _TEMPLATE_NAMES = ("port", "gpus", "logdir")
@@ -142,13 +144,14 @@ class UrlArm:
             ArmError: it does not answer, or another model answers at the end than at the start.
         """
         started = time.monotonic()
-        wait_ready(self.url, PROBE_TIMEOUT_S, None, None, progress, self.api_key)
-        identity = {"url": redacted(self.url), "server": describe(self.url, self.api_key)}
-        yield Server(self.url.rstrip("/"), round(time.monotonic() - started, 3), identity)
-        after = describe(self.url, self.api_key)
+        url = self.url.rstrip("/")
+        wait_ready(url, PROBE_TIMEOUT_S, None, None, progress, self.api_key)
+        identity = {"url": redacted(url), "server": describe(url, self.api_key)}
+        yield Server(url, round(time.monotonic() - started, 3), identity)
+        after = describe(url, self.api_key)
         if _stable(after) != _stable(identity["server"]):
             raise ArmError(
-                f"{self.name} at {redacted(self.url)} answered as {_stable(identity['server'])} at the start and as "
+                f"{self.name} at {redacted(url)} answered as {_stable(identity['server'])} at the start and as "
                 f"{_stable(after)} at the end; expected one server, measure again"
             )
 
@@ -200,10 +203,17 @@ def redacted(url: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on now, below Linux's ephemeral range.
+
+    SGLang opens a second one 10000 above it, which must exist too.
+    """
+    ports = list(PORTS)
+    random.SystemRandom().shuffle(ports)
+    for port in ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ArmError(f"every port from {PORTS.start} to {PORTS.stop - 1} is taken; free one")
 
 
 def wait_ready(

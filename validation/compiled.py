@@ -57,6 +57,8 @@ class Compiled:
     wide_stores: int
     """How many of them there must be at least: one for each tensor written."""
     seconds: float
+    lacking: str = ""
+    """Why this compiler cannot make the kernel for the target; empty where it did."""
 
 
 def amdgcn_facts(assembly: str) -> dict[str, int]:

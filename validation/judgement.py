@@ -115,7 +115,7 @@ def _kernel_findings(records: Sequence[Record], run: Run, notes: Sequence[Note])
     cells = [r for r in records if isinstance(r, KernelCell)]
     paths = [r for r in records if isinstance(r, PathCount)]
     declared: Mapping[str, Mapping[str, Any]] = run.declared["kernel_cells"]
-    missing = next((note.sentence for note in notes if note.topic == "missing"), "")
+    missing = {case: note.sentence for note in notes if note.topic == "missing" for case in note.data["cases"]}
     own = {*scale_layout.CASES, cross_compile.CASE}
     plain = {case: declaration for case, declaration in declared.items() if case not in own}
     return [

@@ -26,7 +26,7 @@ def run_and_record(case: KernelCase, cell: Cell, journal: Journal) -> KernelCell
     known = _providers()
     for name in (cell.producer, cell.consumer):
         if known[name].missing:
-            journal.append(Note("missing", known[name].missing, {"provider": name}))
+            journal.append(Note("missing", known[name].missing, {"cases": [case.name]}))
             raise ProviderMissing(known[name].missing)
     reason = inapplicable(cell, case.not_applicable(cell), known)
     if reason:

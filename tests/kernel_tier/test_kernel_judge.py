@@ -58,7 +58,7 @@ def test_a_deselected_cell_is_missed(kept: int) -> None:
 
 
 def test_a_missing_package_is_the_reason_when_there_is_one() -> None:
-    findings = judge_kernels([], [], DECLARED, "AITER is not installed; install it: ...")
+    findings = judge_kernels([], [], DECLARED, {"c": "AITER is not installed; install it: ..."})
     assert {f.reason for f in findings} == {"package_missing"}
     assert "install it" in findings[0].sentence
 

@@ -17,7 +17,7 @@ DETECTABLE = Effect(
 
 
 def judge_cross_compile(
-    cells: Sequence[KernelCell], declared: Mapping[str, Mapping[str, Any]], missing: str = ""
+    cells: Sequence[KernelCell], declared: Mapping[str, Mapping[str, Any]], missing: Mapping[str, str] | None = None
 ) -> list[Finding]:
     """``kernel_bits.cross_compile`` from what ``declared`` names of it; nothing where it names none."""
     wanted = {case: declaration for case, declaration in declared.items() if case == CASE}

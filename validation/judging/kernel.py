@@ -18,24 +18,25 @@ def judge_kernels(
     cells: Sequence[KernelCell],
     paths: Sequence[PathCount],
     declared: Mapping[str, Mapping[str, Any]],
-    missing: str = "",
+    missing: Mapping[str, str] | None = None,
 ) -> list[Finding]:
     """``kernel_bits.<case>`` for each case, and ``path_proof.<case>`` where the case removes an operation.
 
     ``declared`` holds each case's ``cells`` (ids, so that a deselected one is missed and not forgotten) and whether it
-    needs a ``path_proof``; ``missing`` says which package was not there. Equality without a path proof is NOT_RUN: both
+    needs a ``path_proof``; ``missing`` says by case which package was not there. Equality without a path proof is NOT_RUN: both
     arms may have taken the same path.
     """
     findings = []
     for case, declaration in declared.items():
         names: Sequence[str] = declaration["cells"]
+        lacking = (missing or {}).get(case, "")
         own_cells = {cell.cell: cell for cell in cells if cell.case == case}
         own_paths = [path for path in paths if path.case == case]
         absent = [name for name in names if name not in own_cells]
         applies = bool(absent) or any(cell.applicable for cell in own_cells.values())
         needed = declaration["path_proof"] and applies
-        proof = _path_finding(case, own_cells, own_paths, absent, missing) if needed else None
-        findings.append(_bits_finding(case, own_cells, absent, proof, missing))
+        proof = _path_finding(case, own_cells, own_paths, absent, lacking) if needed else None
+        findings.append(_bits_finding(case, own_cells, absent, proof, lacking))
         if proof is not None:
             findings.append(proof)
     return findings

@@ -20,7 +20,7 @@ def judge_scale_layout(
     cells: Sequence[KernelCell],
     paths: Sequence[PathCount],
     declared: Mapping[str, Mapping[str, Any]],
-    missing: str = "",
+    missing: Mapping[str, str] | None = None,
 ) -> list[Finding]:
     """The findings of ``scale_layout`` and ``scale_layout_gemm`` from what ``declared`` names of them.
 
