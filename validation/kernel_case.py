@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from validation.discovery import load_all
-from validation.kernel_cell import Cell, Variant
+
+if TYPE_CHECKING:
+    from validation.kernel_cell import Cell, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,8 @@ class KernelCase:
 
     def declared(self, matrix: str) -> dict[str, dict[str, Any]]:
         """What a run of this case must hold to be complete: its cell ids, and whether it needs a path proof."""
-        return {self.name: {"cells": [str(cell) for cell in self.cells(matrix)], "path_proof": self.compares == "paths"}}
+        names = [str(cell) for cell in self.cells(matrix)]
+        return {self.name: {"cells": names, "path_proof": self.compares == "paths"}}
 
 
 def kernel_cases() -> Mapping[str, KernelCase]:
