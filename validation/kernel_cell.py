@@ -2,7 +2,7 @@
 
 Each path runs the producer into its own cache and its own poisoned outputs, takes the query its way, and runs the
 consumer. The skip path runs a step on other inputs before, and in plain cells after: what it keeps from one step, or
-lets the next one overwrite, differs then. Compared runs have opposite poisons: a byte nobody wrote cannot agree by luck.
+lets the next one overwrite, differs then. Compared runs have opposite poisons: no unwritten byte agrees by luck.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -36,14 +37,22 @@ def count_launches(paths: Mapping[str, Callable[[], object]], removed_kernel: st
     """
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=activities) as profile:
+    with warnings.catch_warnings():
+        # some releases warn that a second cycle would clear the events; there is one
+        warnings.simplefilter("ignore", UserWarning)
+        profile = torch.profiler.profile(activities=activities)
+        profile.start()
+    try:
         for path in paths.values():
             torch.cuda._sleep(1)  # type: ignore[no-untyped-call]
             for _ in range(CALLS):
                 path()
         torch.cuda._sleep(1)  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
-    events = [e for e in profile.events() or [] if e.device_type.name == "CUDA"]
+    finally:
+        profile.stop()
+    recorded = profile.events() or []  # type: ignore[no-untyped-call]
+    events = [event for event in recorded if event.device_type.name == "CUDA"]
     ordered = sorted(events, key=lambda event: event.time_range.start)
     names = [event.name for event in ordered if not getattr(event, "is_user_annotation", False)]
     return attribute(names, list(paths), removed_kernel)

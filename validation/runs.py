@@ -102,7 +102,8 @@ class ActiveRun:
             return []
         lines = [f"{f.verdict.value:<14} {f.name}: {terminal(f.sentence)}" for f in judgement.findings]
         lines += [f"{a.verdict.value:<14} {a.name}: {terminal(a.sentence)}" for a in judgement.audits]
-        return [*lines, "", terminal(judgement.headline), f"report: {self.report}"]
+        headline = ["", terminal(judgement.headline)] if judgement.tiers else []
+        return [*lines, *headline, f"report: {self.report}"]
 
 
 def header(folder: pathlib.Path) -> Run:

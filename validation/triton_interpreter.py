@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 SENTENCE = (
-    "AITER's Triton kernels ran in Triton's CPU interpreter with its bf16 and fp8 rounding repaired; "
+    "AITER's Triton kernels ran in Triton's CPU interpreter with its bf16 and fp8 arithmetic repaired; "
     "the repair changes the interpreter, not the kernel"
 )
 _SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
@@ -33,7 +33,12 @@ def install() -> str:
     from triton.runtime import interpreter
 
     builder = interpreter.InterpreterBuilder
-    for owner, name in ((interpreter, "_convert_float"), (builder, "binary_op"), (builder, "unary_op")):
+    for owner, name in (
+        (interpreter, "_convert_float"),
+        (builder, "binary_op"),
+        (builder, "unary_op"),
+        (builder, "create_dot"),
+    ):
         if not hasattr(owner, name):
             raise RuntimeError(
                 f"the interpreter of Triton {triton.__version__} has no {name}; "
@@ -49,6 +54,7 @@ def install() -> str:
     interpreter._convert_float = convert
     builder.binary_op = _rounded(builder.binary_op, 2, interpreter)
     builder.unary_op = _rounded(builder.unary_op, 1, interpreter)
+    builder.create_dot = _wide_dot(builder.create_dot, interpreter)
     return SENTENCE
 
 
@@ -68,6 +74,21 @@ def _rounded(stock: Callable[..., Any], operands: int, interpreter: Any) -> Call
         return interpreter.TensorHandle(narrow.reshape(result.shape), tl.bfloat16)
 
     return operation
+
+
+def _wide_dot(stock: Callable[..., Any], interpreter: Any) -> Callable[..., Any]:
+    """``stock``, but bf16 matrices are multiplied as float32: the stock interpreter multiplies their raw bits."""
+    import triton.language as tl
+
+    def wide(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return interpreter.TensorHandle(_widen(handle.data), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        return stock(self, wide(a), wide(b), *others)
+
+    return create_dot
 
 
 def _widen(data: Any) -> Any:

@@ -2,6 +2,9 @@
 
 The claim: AITER's fused kernel already returns a contiguous q_cat (M, H, 576); passing it on through a view instead of
 splitting and concatenating it again changes no bit of anything, allocates nothing and launches nothing.
+
+Two consumers are optional, AITER's own sparse attention and SGLang's own TileLang kernel: where they are not installed,
+their cells are not applicable, by name and with the install command. The other consumers are always required.
 """
 
 from __future__ import annotations
@@ -11,6 +14,9 @@ from validation.kernel_cell import REMOVED_KERNEL, Cell
 from validation.kernel_variants import VARIANTS, not_applicable, variant_of
 
 NAME = "cat_skip"
+OPTIONAL = ("aiter_sparse_mla", "sglang_tilelang")
+"""Both take 16 heads or more."""
+_TABLES = ("paged", "prefix")
 
 
 def cells(matrix: str) -> list[Cell]:
@@ -20,12 +26,14 @@ def cells(matrix: str) -> list[Cell]:
         variant_sizes, topks = [(3, 8), (16, 16)], [64, 128, 256, 512, 1024, 2048]
     else:
         sizes, variant_sizes, topks = [(1, 8), (3, 16), (16, 8), (1, 64)], [(3, 8)], [64, 2048]
+    # torch's cells keep to what the interpreter does in a second, but for the seed's own dtype
+    most = 64 if matrix == "full" else 48
     plain = [
         Cell(NAME, "aiter", consumer, m, h, query, cache)
         for consumer, few in (("tilelang", False), ("torch", True))
         for query, cache in _dtype_pairs(few)
         for m, h in sizes
-        if m * h <= 64 or not few
+        if not few or m * h <= most or (query == "fp8_e4m3fn" and m * h == 64)
     ]
     variants = [
         Cell(NAME, "aiter", consumer, m, h, query, query, variant)
@@ -34,7 +42,15 @@ def cells(matrix: str) -> list[Cell]:
         for variant in VARIANTS
     ]
     lengths = [Cell(NAME, "aiter", "tilelang", 3, 8, "bf16", "bf16", f"topk{topk}", topk) for topk in topks]
-    return plain + variants + lengths
+    optional_sizes = [(m, h) for m in (1, 3, 16, 64) for h in (16, 64, 128)] if matrix == "full" else [(1, 16), (2, 16)]
+    optional = [
+        Cell(NAME, "aiter", consumer, m, h, query, query)
+        for consumer in OPTIONAL
+        for query in (("bf16", "fp8_e4m3fn", "fp8_e4m3fnuz") if matrix == "full" else ("bf16",))
+        for m, h in optional_sizes
+    ]
+    paged = [Cell(NAME, "aiter", consumer, 2, 16, "bf16", "bf16", name) for consumer in OPTIONAL for name in _TABLES]
+    return plain + variants + lengths + optional + paged
 
 
 def _dtype_pairs(with_mixed: bool) -> list[tuple[str, str]]:

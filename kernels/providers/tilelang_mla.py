@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from validation.operations import KV_LORA_RANK, Q_CAT_DIM, QK_ROPE_HEAD_DIM, Provider
+from validation.tilelang_cpu import COMPILE_FLAGS, legalise_bf16_storage
 
 ON_GPU = torch.cuda.is_available()
 ON_ROCM = torch.version.hip is not None
@@ -95,9 +96,8 @@ def compile_ahead(shapes: Sequence[_Shape]) -> None:
         functions = [gpu_function(*shape, rocm=ON_ROCM) for shape in shapes]
         kernels = tilelang.par_compile(functions, num_workers=min(len(shapes), os.cpu_count() or 1))
     else:
-        _legalise_bf16_storage()
-        # without -O3 the kernel is 4 to 5 times slower; TileLang's own code breaks strict aliasing
-        flags = ["-O3", "-march=native", "-fno-strict-aliasing"]
+        legalise_bf16_storage()
+        flags = list(COMPILE_FLAGS)
         kernels = [
             tilelang.compile(cpu_function(*shape), target="c", execution_backend="cython", compile_flags=flags)
             for shape in shapes
@@ -253,23 +253,6 @@ def gpu_function(heads: int, query: str, cache: str, *, rocm: bool) -> Any:
                     )
 
     return main
-
-
-@functools.cache
-def _legalise_bf16_storage() -> None:
-    """Let TileLang's C target store bf16 as 16-bit integers: its code generator knows no bf16 of its own."""
-    import tvm_ffi
-    from tilelang import tvm
-    from tilelang.jit.adapter.wrapper import TLCPUSourceWrapper
-    from tvm import tirx
-
-    stock = tvm.ffi.get_global_func("target.build.tilelang_c")
-
-    def build(module: Any, target: Any) -> Any:
-        return stock(tirx.transform.BF16StorageLegalize()(module), target)
-
-    tvm_ffi.register_global_func("target.build.tilelang_c", f=build, override=True)
-    TLCPUSourceWrapper._TYPE_MAP = {**TLCPUSourceWrapper._TYPE_MAP, "bfloat16": "uint16_t"}
 
 
 def _provider() -> Provider:
