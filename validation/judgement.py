@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,6 +43,10 @@ CLIENT_SHARE = 10
 """A latency verdict is refused when the client's own TPOT error exceeds the smallest useful gain divided by this."""
 
 
+REHEARSAL_MARK = "rehearsal on CUDA"
+"""What ``validation.sglang_rehearsal`` makes its servers say of themselves."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Judgement:
     """A run, judged: all that a report may know."""
@@ -72,7 +77,13 @@ class Judgement:
     @property
     def headline(self) -> str:
         """The verdict sentence."""
-        return profiles.headline(self.findings, self.profile, self.tiers)
+        return profiles.headline(self.findings, self.profile, self.tiers, self.rehearsed_on)
+
+    @property
+    def rehearsed_on(self) -> str:
+        """``CUDA`` where a server says that it rehearses there what only ROCm does; else empty."""
+        marked = any(REHEARSAL_MARK in json.dumps(dict(launch.identity)) for launch in self.launches)
+        return "CUDA" if marked else ""
 
 
 def judge_folder(folder: pathlib.Path) -> Judgement:

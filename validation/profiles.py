@@ -69,8 +69,12 @@ def exit_status(findings: Sequence[Finding], profile: Profile) -> int:
     return EXIT_PASS
 
 
-def headline(findings: Sequence[Finding], profile: Profile, tiers: Iterable[Tier]) -> str:
-    """The one sentence a release manager reads. Only a full release profile says "signed off"."""
+def headline(findings: Sequence[Finding], profile: Profile, tiers: Iterable[Tier], rehearsed_on: str = "") -> str:
+    """The one sentence a release manager reads. Only a full release profile says "signed off".
+
+    ``rehearsed_on`` names what stood in for the real thing (``CUDA`` for a path that only ROCm takes): whatever the
+    profile, such a run is a rehearsal and says so.
+    """
     status = exit_status(findings, profile)
     required = [f for f in findings if is_required(f.evidence, profile)]
     bad = [f.name for f in required if f.verdict is Verdict.FAIL]
@@ -82,9 +86,11 @@ def headline(findings: Sequence[Finding], profile: Profile, tiers: Iterable[Tier
         outcome = f"not decided: {', '.join(undecided) or 'no required evidence was gathered'}"
     elif not whole:
         outcome = f"passed, for the {' and '.join(t.value for t in tiers)} tier alone"
-    elif profile is Profile.RELEASE:
+    elif profile is Profile.RELEASE and not rehearsed_on:
         outcome = "signed off: every required finding passed"
     else:
         outcome = "passed: every required finding passed"
     prefix = {Profile.REHEARSAL: "Rehearsal", Profile.PR: "Pull request", Profile.RELEASE: "Release"}[profile]
+    if rehearsed_on:
+        prefix = f"Rehearsal on {rehearsed_on} ({profile.value} profile)"
     return f"{prefix} {outcome}"

@@ -58,5 +58,8 @@ def test_only_a_whole_release_says_signed_off(profile: Profile) -> None:
     assert ("signed off" in line) == (profile is Profile.RELEASE)
     assert line.startswith({"rehearsal": "Rehearsal", "pr": "Pull request", "release": "Release"}[profile.value])
     assert "signed off" not in headline(everything, profile, [Tier.KERNEL])
+    rehearsed = headline(everything, profile, list(Tier), "CUDA")
+    assert "signed off" not in rehearsed
+    assert rehearsed.startswith("Rehearsal on CUDA")
     undecided = [*everything[:-1], finding(Evidence.KERNEL_BITS, Verdict.INCONCLUSIVE)]
     assert "signed off" not in headline(undecided, profile, list(Tier))
