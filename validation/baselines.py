@@ -108,6 +108,7 @@ def record_baseline(folder: pathlib.Path, name: str, records: Sequence[Record]) 
         "schema": SCHEMA,
         "name": name,
         "recorded_utc": run.started_utc,
+        "profile": run.profile,
         "model": model,
         "accuracy": None if recorded is None else recorded.to_json(),
         "latency": {key: dataclasses.asdict(value) for key, value in _latency(records).items()},

@@ -39,6 +39,11 @@ def main(words: Sequence[str]) -> int:
     )
     verify.add_argument("--manifest-sha256", metavar="HEX", help="what the manifest had when the run was signed")
     _add_plan(commands)
+    past = _add(commands, "history", "a scenario over recorded baselines, with intervals and change points", _history)
+    past.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE", help="files under baselines/recorded")
+    past.add_argument("--scenario", metavar="NAME", help="one scenario; accuracy is one too")
+    past.add_argument("--hardware", metavar="NAME", help="one kind of hardware")
+    past.add_argument("--output", type=pathlib.Path, metavar="DIR", help="also write Markdown and SVG there")
     commands.add_parser("triage", help="which evidence touches the changed code", add_help=False)
     if words and words[0] == "triage":
         return triage.main(words[1:])
@@ -98,6 +103,17 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(terminal(difference))
     print("nothing differs" if not differences else f"{len(differences)} differences")
     return 1 if differences else 0
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    from validation.history import history, read_files
+    from validation.history_plot import to_text, write
+
+    found = history(read_files(arguments.files), arguments.scenario, arguments.hardware)
+    print("\n\n".join(to_text(one) for one in found))
+    if arguments.output:
+        print(f"history: {write(found, arguments.output)}")
+    return 0
 
 
 def _plan(arguments: argparse.Namespace) -> int:

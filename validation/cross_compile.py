@@ -46,8 +46,8 @@ KERNELS = (
 )
 TILELANG_SOURCES = (("gfx950", "bf16"), ("gfx950", "fp8"), ("sm_90", "bf16"))
 LACKING = {("3.6", "gfx942"): "Triton 3.6 cannot convert float32 to float8_e4m3fnuz"}
-"""Release and target whose fp8 kernels the compiler itself cannot make: seen with 3.6.0, "PassManager::run failed" in its
-AMD conversion; 3.9.0 makes them."""
+"""Release and target whose fp8 kernels the compiler itself cannot make: seen with 3.6.0, "PassManager::run failed" in
+its AMD conversion; 3.9.0 makes them."""
 CONTROLS = {
     "control_strided_query_stores_narrowly": "stores_of_16_bytes",
     "control_one_wave_a_row_breaks_the_register_bound": "vgprs",

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from validation.arms import STOP_TIMEOUT_S, ArmError
+from validation.client import Secret
 from validation.e2e import Experiment, Wanted
 from validation.e2e_plan import CONTROL, E2EPlan
 from validation.options import API_KEY_VARIABLE, OptionError, Settings
@@ -234,7 +235,8 @@ def measure(task: Task) -> list[str]:
     host, here = socket.gethostname(), provenance()
     if suite() != task.suite:
         raise ArmError(f"{host} has the suite at {suite()}, the driver at {task.suite}; expected the same commit")
-    settings = dataclasses.replace(task.settings, api_key=os.environ.get(API_KEY_VARIABLE) or None)
+    key = os.environ.get(API_KEY_VARIABLE)
+    settings = dataclasses.replace(task.settings, api_key=Secret(key) if key else None)
     _check_questions(settings, task.plan, host)
     name = f"{task.run_id}-{'control' if task.number is None else task.number}-{task.attempt}-"
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"validation-{name}"))

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from validation.arms import Arm, CommandArm, Place, Server, UrlArm, embedded_arm, reset_caches
+from validation.arms import Arm, CommandArm, Place, Server, UrlArm, embedded_arm, redacted, reset_caches
 from validation.baselines import load_baseline, path_to_record
+from validation.budget import Answers, Budget, Costs, costs_of, minutes, plan_budget, prospects
 from validation.client import Backend, Job, Prompt, Sampling, remaining, run_load
 from validation.client.selftest import self_test
 from validation.discovery import load_all
@@ -27,7 +28,7 @@ from validation.judging.latency import LatencyPlan, decide_next, measure_blocks
 from validation.judging.tokens import TokensPlan
 from validation.options import OptionError, Settings
 from validation.profiles import Profile
-from validation.records import Journal, Launch, Note, Question, Record, Request, ScenarioRun
+from validation.records import Journal, Launch, Note, Question, Record, Request, ScenarioRun, read_run
 from validation.same_build import read_same_build
 from validation.scenario import AccuracyScenario, LatencyScenario, scenario_named
 
@@ -41,6 +42,7 @@ MEASURED_BLOCKS = 8
 """Enough for the joint sign-flip test over scenarios, whose smallest p is 2^-8."""
 PULL_REQUEST_SCENARIOS = ("1k1k-c4", "1k1k-c16")
 """The seed's ten cost about 47 minutes of decode per arm and run; a pull request gets two of them."""
+RELEASE_SCENARIOS = tuple(f"{workload}-c{c}" for workload in ("8k1k", "1k1k") for c in (4, 8, 16, 32, 64))
 
 Progress = Callable[[str], None]
 
@@ -61,19 +63,22 @@ def plan_of(settings: Settings) -> E2EPlan:
         OptionError: a scenario is unknown, or the questions cannot be loaded.
     """
     embedded = settings.form == "embedded"
+    budget = budget_of(settings)
     try:
         scenario = scenario_named(
             settings.accuracy_scenario or ("word-problems" if embedded else "gsm8k"), AccuracyScenario
         )
         latency = tuple(
-            scenario_named(name, LatencyScenario).name for name in settings.scenarios or _default_scenarios(settings)
+            scenario_named(name, LatencyScenario).name
+            for name in (budget.scenarios if budget else settings.scenarios or _default_scenarios(settings))
         )
         _, questions, digest = scenario.questions_of(settings.gsm8k, settings.questions)
     except ValueError as error:
         raise OptionError(str(error)) from None
-    runs = settings.runs if settings.runs > 1 or settings.profile is not Profile.RELEASE else 3
+    runs = _accuracy_runs(settings)
     single = settings.form == "single"
-    blocks = max(settings.blocks or (REHEARSAL_BLOCKS if embedded else MEASURED_BLOCKS), runs)
+    usual = budget.latency.max_blocks if budget else REHEARSAL_BLOCKS if embedded else MEASURED_BLOCKS
+    blocks = max(settings.blocks or usual, runs)
     accuracy = AccuracyPlan(
         scenario=scenario.name,
         candidate=CANDIDATE,
@@ -103,16 +108,53 @@ def plan_of(settings: Settings) -> E2EPlan:
             scenarios=(f"{scenario.name}-tokens",),
             require_determinism=settings.profile is Profile.REHEARSAL,
         ),
-        latency=LatencyPlan(scenarios=latency, max_blocks=max(blocks, 3)),
+        latency=budget.latency if budget else LatencyPlan(scenarios=latency, max_blocks=max(blocks, 3)),
         claimed_difference=("query_path", "command", "weight_version"),
     )
+
+
+def budget_of(settings: Settings) -> Budget | None:
+    """What ``--budget`` buys; None where none was given.
+
+    Raises:
+        OptionError: the number of blocks was given too, a duration is not known, or the time is too short.
+    """
+    if settings.budget_s is None:
+        return None
+    if settings.blocks is not None:
+        raise OptionError("--budget and --blocks were given; expected one of them, the budget chooses the blocks")
+    fixed = bool(settings.scenarios) or settings.profile is Profile.RELEASE or settings.form == "embedded"
+    names = list(settings.scenarios or _default_scenarios(settings))
+    if not fixed:
+        names += [name for name in RELEASE_SCENARIOS if name not in names]
+    given = settings.form in ("single", "urls")
+    arms = 1 if settings.form == "single" else 2
+    accuracy = settings.accuracy_scenario or ("word-problems" if settings.form == "embedded" else "gsm8k")
+    answers = Answers(accuracy, arms * (1 if given else _accuracy_runs(settings)))
+    try:
+        declared = {name: scenario_named(name, LatencyScenario).expected_s for name in names}
+        costs = Costs({name: seconds for name, seconds in declared.items() if seconds})
+        if settings.same_build:
+            recorded = costs_of(read_run(settings.same_build), settings.same_build.name, (BASELINE, CANDIDATE))
+            costs = dataclasses.replace(recorded, scenario_s={**costs.scenario_s, **recorded.scenario_s})
+        if given:
+            costs = dataclasses.replace(costs, launch_s=0.0)
+        return plan_budget(
+            settings.budget_s, names, costs, LatencyPlan(), answers=answers, launches=arms, all_scenarios=fixed
+        )
+    except ValueError as error:
+        raise OptionError(f"--budget: {error}") from None
+
+
+def _accuracy_runs(settings: Settings) -> int:
+    return settings.runs if settings.runs > 1 or settings.profile is not Profile.RELEASE else 3
 
 
 def _default_scenarios(settings: Settings) -> Sequence[str]:
     if settings.form == "embedded":
         return ("rehearsal-c1", "rehearsal-c8")
     if settings.profile is Profile.RELEASE:
-        return [f"{workload}-c{c}" for workload in ("8k1k", "1k1k") for c in (4, 8, 16, 32, 64)]
+        return RELEASE_SCENARIOS
     return PULL_REQUEST_SCENARIOS
 
 
@@ -137,7 +179,7 @@ def arms_of(settings: Settings) -> list[Arm]:
 
 
 def arm_order(seed: int, block: int, names: Sequence[str]) -> list[str]:
-    """The arms of a block: a random order in every even block and its reverse in the next, so both come equally often."""
+    """A random order of a block's arms in every even block and its reverse in the next: both come equally often."""
     order = list(names)
     random.Random(f"{seed} {block // 2}").shuffle(order)
     return order if block % 2 == 0 else order[::-1]
@@ -171,7 +213,7 @@ class Experiment:
         self.control(wanted, records)
 
     def block(self, number: int, wanted: Wanted, before: Sequence[Record]) -> list[Record]:
-        """Launch every measured arm once, in turn; returns what was written beyond ``before``, the run's records so far.
+        """Launch every measured arm once, in turn; returns the records it added to ``before``, those so far.
 
         Raises:
             ArmError: a server does not start, answer or stop.
@@ -390,11 +432,17 @@ def declare(settings: Settings) -> dict[str, Any]:
 
 
 def dry_run(settings: Settings) -> str:
-    """The plan in sentences: servers, scenarios, blocks, and how long they take where that is known."""
-    plan = plan_of(settings)
+    """The plan in sentences: servers, scenarios, blocks, how long they take where that is known, and what they detect.
+
+    Raises:
+        OptionError: an option does not fit.
+    """
+    plan, budget = E2EPlan.from_json(declare(settings)["e2e"]), budget_of(settings)
     lines = [f"form: {plan.form}; arms: {', '.join(plan.arms)}"]
     for arm in arms_of(settings):
-        lines.append(f"  {arm.name}: {arm.command if isinstance(arm, CommandArm) else getattr(arm, 'url', '')}")
+        lines.append(
+            f"  {arm.name}: {arm.command if isinstance(arm, CommandArm) else redacted(getattr(arm, 'url', ''))}"
+        )
     lines.append(
         f"accuracy: {plan.accuracy_scenario}, {plan.questions} questions, {plan.accuracy.runs} launches an arm"
     )
@@ -406,10 +454,13 @@ def dry_run(settings: Settings) -> str:
         )
         total += scenario.expected_s or 0.0
         lines.append(f"latency: {name}, {scenario.requests} requests at {scenario.concurrency}, {known}")
-    lines.append(
-        f"at most {plan.max_blocks} blocks; decode takes about {2 * plan.max_blocks * total / 60:.0f} min in all"
-    )
+    decode_s = max(1, len(set(plan.arms) - {CONTROL})) * plan.max_blocks * total
+    decode = f"decode takes about {minutes(decode_s)} in all" if total else "how long they take is not known"
+    lines.append(f"at most {plan.max_blocks} blocks; {decode}")
     lines.append(str(plan.latency))
+    lines.append(str(budget) if budget else prospects(plan.latency))
+    if plan.form in ("single", "urls"):
+        lines.append("given servers are not restarted, so what can be detected holds for fresh launches alone")
     return "\n".join(lines)
 
 

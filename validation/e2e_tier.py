@@ -44,7 +44,13 @@ def gather(run: ActiveRun, settings: Settings, selected: Collection[str], progre
     try:
         if settings.baseline and settings.server_url:
             _check_baseline(run.folder, settings, settings.server_url)
-        experiment.gather(wanted)
+        if settings.ray and settings.ray_resources:
+            from validation import distributed
+
+            resources = distributed.resources_of(settings.ray_resources, "--ray-resources")
+            distributed.gather(experiment, wanted, distributed.Cluster(resources, settings.ray))
+        else:
+            experiment.gather(wanted)
         run.journal.sync()
         judgement = judge_folder(run.folder)
         if settings.record:

@@ -58,6 +58,8 @@ class Settings:
     gpus: str
     resume: pathlib.Path | None
     same_build: pathlib.Path | None
+    ray: str | None
+    ray_resources: str | None
     dry_run: bool
     collect_trace: bool
     baseline_trace: tuple[pathlib.Path, ...]
@@ -134,6 +136,8 @@ def add_options(parser: pytest.Parser) -> None:
     add("--budget", metavar="TIME", help="time to spend, such as 90m; the planner chooses scenarios and blocks")
     add("--gpus", default="", metavar="LIST", help="what {gpus} becomes, such as 0,1")
     add("--resume", metavar="RUN", help="go on with a run folder; finished requests are not repeated")
+    add("--ray", metavar="ADDRESS", help="run blocks as tasks of this Ray cluster (extra `ray`)")
+    add("--ray-resources", metavar="LABELS", help="what a block needs there, such as MI355X=8")
     add("--same-build", metavar="RUN", help="recorded run whose two arms are one build (A/A), for plan and verdict")
     add("--dry-run", action="store_true", help="print servers, scenarios, blocks, duration and power; measure nothing")
     add("--profile", action="store_true", help="also ask the server for profiler traces")
@@ -179,6 +183,8 @@ def read_settings(config: pytest.Config) -> Settings:
         budget_s=seconds_of(get("--budget"), "--budget") if get("--budget") else None,
         gpus=get("--gpus"),
         resume=_existing(get("--resume"), "--resume"),
+        ray=get("--ray"),
+        ray_resources=get("--ray-resources"),
         same_build=_existing(get("--same-build"), "--same-build"),
         dry_run=get("--dry-run"),
         collect_trace=get("--profile"),
@@ -208,6 +214,7 @@ def _refuse_contradictions(settings: Settings) -> None:
             "--accuracy-floor with two arms",
             "a single --server-url: two arms are compared with each other",
         ),
+        (bool(settings.ray) != bool(settings.ray_resources), "one of --ray and --ray-resources alone", "both"),
         (settings.resume and settings.run_dir, "--resume and --run-dir", "one of them"),
         (
             settings.profile is not Profile.REHEARSAL and settings.form == "embedded" and settings.budget_s is not None,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import pytest
 
@@ -80,18 +80,43 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if session.testsfailed or config.option.collectonly or config.stash.get(RUN, None) is not None:
         return
-    tiers = tuple(tier for tier in Tier if any(item.get_closest_marker(tier.value) for item in session.items))
-    if tiers:
+    evidence = [item for item in session.items if not item.get_closest_marker("kernel_bench")]
+    tiers = tuple(tier for tier in Tier if any(item.get_closest_marker(tier.value) for item in evidence))
+    if tiers and config.stash[SETTINGS].dry_run:
+        _tell_plan(session, tiers)
+    elif tiers or len(evidence) < len(session.items):
+        # a benchmark alone has a journal and demands nothing
         try:
             config.stash[RUN] = ActiveRun.open(config, config.stash[SETTINGS], tiers)
         except OptionError as error:
             raise pytest.UsageError(str(error)) from None
 
 
+def _tell_plan(session: pytest.Session, tiers: Sequence[Tier]) -> NoReturn:
+    """Print what would be measured, and leave before anything starts or a folder is made."""
+    settings = session.config.stash[SETTINGS]
+    lines = [f"dry run: {len(session.items)} tests of {', '.join(tier.value for tier in tiers)}; nothing is measured"]
+    if Tier.E2E in tiers:
+        from validation.e2e import dry_run
+
+        try:
+            lines += dry_run(settings).splitlines()
+        except OptionError as error:
+            raise pytest.UsageError(str(error)) from None
+    write = _writer(session.config)
+    for line in lines:
+        write(line)
+    pytest.exit("dry run: nothing was measured", returncode=0)
+
+
 def _refuse_workers(config: pytest.Config) -> None:
     """Tiers that measure a whole node must not share it; asked of the options, because workers collect too late."""
     if not getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
         return
+    if config.stash[SETTINGS].dry_run:
+        raise pytest.UsageError(
+            f"-n {config.option.numprocesses} with --dry-run was given; expected -n 0 to print a plan"
+        )
     expression = config.option.markexpr or ""
     named = [name for name in _ALONE if re.search(rf"(?<!not )\b{name}\b", expression)]
     if not expression and any("scenarios" in str(argument) for argument in config.args):
@@ -152,10 +177,15 @@ def e2e_findings(
 
 
 def _progress(config: pytest.Config) -> Callable[[str], None]:
-    """Writes one line past pytest's capturing; quiet in CI, where nobody watches."""
+    """Writes progress; quiet in CI, where nobody watches."""
+    return (lambda line: None) if os.environ.get("CI") else _writer(config)
+
+
+def _writer(config: pytest.Config) -> Callable[[str], None]:
+    """Writes one line past pytest's capturing."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
-    if reporter is None or os.environ.get("CI"):
+    if reporter is None:
         return lambda line: None
 
     def write(line: str) -> None:
@@ -191,6 +221,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.INTERRUPTED
         return
     if exitstatus == pytest.ExitCode.INTERRUPTED:
+        return
+    if not judgement.tiers:
         return
     status = judgement.exit_status
     if status == EXIT_PASS and exitstatus == pytest.ExitCode.TESTS_FAILED:

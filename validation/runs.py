@@ -181,7 +181,9 @@ def _without_secrets(words: Sequence[str], key: Secret | None) -> list[str]:
         else:
             clean.append(key.redact(word) if key else word)
     if clean:
-        clean[0] = os.path.basename(clean[0])
+        # `python -m pytest` shows as the path of its __main__
+        name = os.path.basename(clean[0])
+        clean[0] = "pytest" if name == "__main__.py" else name
     return clean
 
 

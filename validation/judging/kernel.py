@@ -23,8 +23,8 @@ def judge_kernels(
     """``kernel_bits.<case>`` for each case, and ``path_proof.<case>`` where the case removes an operation.
 
     ``declared`` holds each case's ``cells`` (ids, so that a deselected one is missed and not forgotten) and whether it
-    needs a ``path_proof``; ``missing`` says by case which package was not there. Equality without a path proof is NOT_RUN: both
-    arms may have taken the same path.
+    needs a ``path_proof``; ``missing`` says by case which package was not there. Equality without a path proof is
+    NOT_RUN: both arms may have taken the same path.
     """
     findings = []
     for case, declaration in declared.items():

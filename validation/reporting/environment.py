@@ -38,7 +38,7 @@ def differences(judgement: Judgement) -> tuple[Difference, ...]:
         partial = {arm: sum(key in i for i in launches) < len(launches) for arm, launches in by_arm.items()}
         if len({(frozenset(values[arm]), partial[arm]) for arm in by_arm}) == 1:
             continue
-        if any(key == c or key.startswith((f"{c}.", f"{c}[")) for c in claimed):
+        if any(_is_claimed(key, c) for c in claimed):
             kind = "claimed"
         elif all(len(values[arm]) == len(by_arm[arm]) > 1 for arm in by_arm):
             kind = "varies"
@@ -69,6 +69,11 @@ def _identities(judgement: Judgement) -> dict[str, list[Mapping[str, str]]]:
         if launch.arm != CONTROL:
             by_arm.setdefault(launch.arm, []).append(dict(flattened(launch.identity)))
     return by_arm
+
+
+def _is_claimed(key: str, claimed: str) -> bool:
+    """Whether the flattened ``key`` is ``claimed`` or lies in it, wherever in the identity that stands."""
+    return f".{claimed}." in f".{key}.".replace("[", ".[")
 
 
 def _claimed_keys(judgement: Judgement) -> tuple[str, ...]:

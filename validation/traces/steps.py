@@ -270,12 +270,15 @@ def _find_layers(
 
 
 def _best_period(chains: dict[int, list[int]], least: int) -> int:
-    """The period with the most names; a longer one, below twice it, where some layers lack those (dense ones)."""
+    """The period with the most names; a longer one, below twice it, where some layers lack those (dense ones).
+
+    The longer one needs half as many names: two that happen to alternate are no layer.
+    """
     supported = {count: len(chain) for count, chain in chains.items() if len(chain) >= least}
     if not supported:
         return 0
     best = max(supported, key=lambda count: (supported[count], count))
-    return max(count for count in supported if best <= count < 2 * best)
+    return max(c for c in supported if best <= c < 2 * best and 2 * supported[c] >= supported[best])
 
 
 def _interleaved_in_all(rows: list[Ints], names: Ints, members: list[int]) -> list[int]:
