@@ -156,7 +156,8 @@ def _e2e_findings(records: Sequence[Record], run: Run, notes: Sequence[Note]) ->
             findings.append(
                 not_run(evidence.value, evidence, "deselected", f"the {evidence.value} test was deselected")
             )
-    return findings
+    trouble = _arm_trouble(notes)
+    return [_cut_short(finding, trouble) for finding in findings] if trouble else findings
 
 
 def _token_findings(records: Sequence[Record], plan: E2EPlan, declared: Mapping[str, Any]) -> list[Finding]:
@@ -218,6 +219,19 @@ def _client_error(records: Sequence[Record], plan: E2EPlan) -> str:
     if bias is None or abs(bias) > bound:
         return f"the client's own TPOT error is {bias} %, more than {bound:g} %, a tenth of the smallest useful gain"
     return ""
+
+
+def _arm_trouble(notes: Sequence[Note]) -> str:
+    """Why an arm failed since the run was last resumed; empty where none did."""
+    since = max((place for place, note in enumerate(notes) if note.topic == "resumed"), default=0)
+    return next((note.sentence for note in notes[since:] if note.topic == "arm_failed"), "")
+
+
+def _cut_short(finding: Finding, trouble: str) -> Finding:
+    if finding.verdict is not Verdict.PASS:
+        return finding
+    sentence = f"an arm failed ({trouble}); {finding.sentence}"
+    return dataclasses.replace(finding, verdict=Verdict.INCONCLUSIVE, reason="arm_failed", sentence=sentence)
 
 
 def _refused(finding: Finding, error: str) -> Finding:

@@ -50,9 +50,11 @@ def write_holder(file: IO[str], group: int) -> None:
 def _end_left_behind(holder: str, progress: Callable[[str], None]) -> None:
     """End the process group that a killed run left; ``holder`` is what ``write_holder`` wrote, or empty."""
     words = holder.split()
-    if len(words) != 2 or not words[0].isdigit():
+    if len(words) != 2 or not words[0].isdecimal():
         return
     group = int(words[0])
+    if group < 2:  # 0 would be our own group, and 1 is init's
+        return
     # the number is another process's by now where its start time differs; while members live it cannot be given again
     if _started(group) not in ("", words[1]) or not _members(group):
         return
@@ -115,8 +117,10 @@ def stop(process: subprocess.Popen[bytes], words: Sequence[str], log: pathlib.Pa
                     words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=timeout_s, check=False
                 )
                 said = f"ended with status {result.returncode}" if result.returncode else ""
-            except (OSError, subprocess.TimeoutExpired) as error:
-                said = f"failed: {error}"
+            except OSError as error:
+                said = f"could not be started ({error.strerror})"
+            except subprocess.TimeoutExpired:
+                said = f"did not end within {timeout_s:g} s"
             if said:
                 output.write(f"the stop command {said}\n".encode())
     _end_group(process.pid, timeout_s, process)
