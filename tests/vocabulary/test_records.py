@@ -27,7 +27,7 @@ from validation.records import (
 )
 
 CELL = KernelCell("cat_skip", "cell", True, "", {"producer": "torch"}, (KernelCheck("q_all", True),), 0.5)
-LAUNCH = Launch("b0-baseline", "baseline", 0, 0, "http://127.0.0.1:1", 1, True, {"server": {}})  # type: ignore[arg-type]
+LAUNCH = Launch("b0-baseline", "baseline", 0, 0, "http://127.0.0.1:1", 1, True, {"server": {}})
 REQUEST = Request(
     "b0",
     "baseline",
