@@ -39,6 +39,9 @@ def main(words: Sequence[str]) -> int:
     )
     verify.add_argument("--manifest-sha256", metavar="HEX", help="what the manifest had when the run was signed")
     _add_plan(commands)
+    timeline = _add(commands, "timeline", "draw traces on one time scale", _timeline, ("out", "HTML file to write"))
+    timeline.add_argument("--trace", action="append", required=True, metavar="NAME=FILE", help="a trace, with a name")
+    _add(commands, "case", "draw the pages of a run's cases", _case, ("run", "folder of the run"))
     past = _add(commands, "history", "a scenario over recorded baselines, with intervals and change points", _history)
     past.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE", help="files under baselines/recorded")
     past.add_argument("--scenario", metavar="NAME", help="one scenario; accuracy is one too")
@@ -105,6 +108,22 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if differences else 0
 
 
+def _timeline(arguments: argparse.Namespace) -> int:
+    from validation.timeline import write_timeline
+
+    print(f"analysis: {write_timeline(arguments.out, arguments.trace)}")
+    return 0
+
+
+def _case(arguments: argparse.Namespace) -> int:
+    from validation.case_page import write_case_pages
+
+    pages = write_case_pages(arguments.run)
+    integrity.write_manifest(arguments.run)
+    print(*pages, sep="\n")
+    return 0
+
+
 def _history(arguments: argparse.Namespace) -> int:
     from validation.history import history, read_files
     from validation.history_plot import to_text, write
@@ -126,7 +145,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     accuracy = plan_accuracy(arguments.discordance, questions=arguments.questions, margin_points=arguments.margin)
     print(
         f"Accuracy: {accuracy.runs} runs an arm on {accuracy.questions} questions pass equal arms with power "
-        f"{accuracy.power:.2f} at a margin of {arguments.margin:g} points, {100 * accuracy.discordance:g} % discordance; "
+        f"{accuracy.power:.2f} at {arguments.margin:g} points and {100 * accuracy.discordance:g} % discordance; "
         f"smallest margin at 90 % power {accuracy.detectable_points:.2f} points."
     )
     return 0

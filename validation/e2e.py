@@ -288,8 +288,18 @@ class Experiment:
                 written.append(self._write(_continued(launch, before)))
             for activity in self._activities(block, wanted):
                 written += self._run(activity, launch, server, before)
+            if self.settings.collect_trace and block == 0 and arm.name != CONTROL:
+                written.append(self._write(self._profiled(server, arm.name)))
         self.journal.sync()
         return written
+
+    def _profiled(self, server: Server, arm: str) -> Note:
+        """The kernels of a short generation of its own, after everything that is timed."""
+        from validation.profile_tier import profile_launch
+        from validation.trace_tier import claim_of
+
+        folder = self.folder / "traces" / arm
+        return profile_launch(server.url, arm, folder, claim_of("cat_skip"), self.settings.api_key)
 
     def _activities(self, block: int, wanted: Wanted) -> list[_Activity]:
         activities = []

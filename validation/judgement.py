@@ -108,7 +108,7 @@ def judge_records(records: Sequence[Record]) -> Judgement:
         findings += _kernel_findings(records, run, notes)
     if Tier.E2E in tiers:
         findings += _e2e_findings(records, run, notes)
-    if Tier.TRACE in tiers:
+    if Tier.TRACE in tiers or any(note.topic.startswith("trace_") for note in notes):
         findings += trace_findings(notes)
     profile = Profile(run.profile)
     return Judgement(
@@ -252,6 +252,10 @@ def trace_findings(notes: Sequence[Note]) -> list[Finding]:
     broken = [note for note in notes if note.topic == "trace_unreadable"]
     if broken:
         return [unreadable(note.data["arm"], note.sentence) for note in broken]
+    absent = [note for note in notes if note.topic in ("trace_without_kernels", "trace_not_collected")]
+    if absent:
+        reason = absent[0].topic.removeprefix("trace_")
+        return [not_run("trace.removed_kernel", Evidence.TRACE, reason, absent[0].sentence)]
     counts = {note.data["arm"]: note.data for note in notes if note.topic == "trace_counts"}
     if set(counts) != {BASELINE, CANDIDATE}:
         return []

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import pathlib
-from collections.abc import Sequence
-
 import pytest
 
 from validation.e2e_plan import BASELINE, CANDIDATE
@@ -13,9 +9,8 @@ from validation.judgement import trace_findings
 from validation.judging.trace import TraceClaim
 from validation.kernel_case import kernel_cases
 from validation.options import Settings
-from validation.records import Journal, Note
-from validation.traces.counts import count_ranks
-from validation.traces.reader import TraceError
+from validation.profile_tier import count_collected
+from validation.records import Journal
 from validation.verdicts import Finding
 
 
@@ -36,23 +31,10 @@ def count_and_judge(settings: Settings, journal: Journal) -> list[Finding]:
         )
     claim = claim_of("cat_skip")
     notes = [
-        _count(arm, files, claim)
+        count_collected(arm, files, claim)
         for arm, files in ((BASELINE, settings.baseline_trace), (CANDIDATE, settings.candidate_trace))
     ]
     for note in notes:
         journal.append(note)
     journal.sync()
     return trace_findings(notes)
-
-
-def _count(arm: str, files: Sequence[pathlib.Path], claim: TraceClaim) -> Note:
-    try:
-        ranks = [rank for file in files for rank in count_ranks(file, claim)]
-    except TraceError as error:
-        return Note("trace_unreadable", str(error), {"arm": arm})
-    data = {
-        "arm": arm,
-        "claim": dataclasses.asdict(claim),
-        "ranks": [dataclasses.asdict(rank) for rank in ranks],
-    }
-    return Note("trace_counts", f"kernels of {len(ranks)} ranks of {arm} were counted", data)

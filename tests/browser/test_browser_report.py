@@ -5,16 +5,13 @@ Needs a Chromium: ``CHROMIUM=/path``, Debian's ``chromium``, Chrome, or what ``p
 
 from __future__ import annotations
 
-import os
 import pathlib
-import shutil
 import unicodedata
-from collections.abc import Iterator
 from typing import Literal
 
 import pypdf
 import pytest
-from playwright.sync_api import Browser, Dialog, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, ViewportSize
 from report_examples import EXAMPLES, judgement
 from test_report_from_judges import accuracy_findings, latency_findings, tokens_findings
 
@@ -39,18 +36,6 @@ element => {
   return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 }
 """
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    installed = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-    path = os.environ.get("CHROMIUM") or next(filter(None, installed), None)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -233,7 +233,7 @@ class Engine:
         self._admit()
         if not self._prefilling and not self._running:
             return []
-        if self._profile is None:
+        if self._profile is None or (self._profile.by_stage and self._prefilling):
             touched = self._prefill() if self._prefilling else self._decode()
         else:
             label = "prefill" if self._prefilling else f"decode bs={len(self._running)}"

@@ -26,6 +26,8 @@ class Profile:
     record_shapes: bool = False
     with_stack: bool = False
     prefix: str = ""
+    by_stage: bool = False
+    """Record decode alone (SGLang writes a file a stage; nobody here asks for prefill's)."""
     steps: int = 0
 
     @staticmethod
@@ -51,6 +53,7 @@ class Profile:
             record_shapes=bool(data.get("record_shapes")),
             with_stack=bool(data.get("with_stack")),
             prefix=str(data.get("profile_prefix") or ""),
+            by_stage=bool(data.get("profile_by_stage")),
         )
 
     @property
@@ -79,6 +82,7 @@ class Profile:
         self._profiler.stop()
         self.output_dir.mkdir(parents=True, exist_ok=True)
         stem = f"{self.prefix}-{time.time_ns() / 1e9:.6f}" if self.prefix else f"{time.time_ns() / 1e9:.6f}"
-        path = self.output_dir / f"{stem}-TP-0.trace.json.gz"
+        stage = "-DECODE" if self.by_stage else ""
+        path = self.output_dir / f"{stem}-TP-0{stage}.trace.json.gz"
         self._profiler.export_chrome_trace(str(path))
         return str(path)
