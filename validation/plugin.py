@@ -97,7 +97,7 @@ def _tell_plan(session: pytest.Session, tiers: Sequence[Tier]) -> NoReturn:
     settings = session.config.stash[SETTINGS]
     lines = [f"dry run: {len(session.items)} tests of {', '.join(tier.value for tier in tiers)}; nothing is measured"]
     if Tier.E2E in tiers:
-        from validation.e2e import dry_run
+        from validation.e2e_setup import dry_run
 
         try:
             lines += dry_run(settings).splitlines()

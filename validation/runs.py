@@ -153,7 +153,7 @@ def _header(settings: Settings, tiers: Sequence[Tier], folder: pathlib.Path) -> 
         declared["kernel_matrix"] = settings.matrix
         declared["kernel_cells"] = declared_cells(settings.matrix)
     if Tier.E2E in tiers:
-        from validation.e2e import declare
+        from validation.e2e_setup import declare
 
         declared.update(declare(settings))
     now = datetime.datetime.now(datetime.timezone.utc)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from validation.discovery import ROOT
-from validation.e2e import dry_run as e2e_dry_run
-from validation.e2e import plan_of
 from validation.e2e_plan import E2EPlan
+from validation.e2e_setup import dry_run as e2e_dry_run
+from validation.e2e_setup import plan_of
 from validation.options import OptionError, Settings
 from validation.profiles import Profile
 

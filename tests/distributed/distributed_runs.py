@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from validation.e2e import Experiment, plan_of
+from validation.e2e import Experiment
+from validation.e2e_setup import plan_of
 from validation.options import Settings
 from validation.profiles import Profile
 from validation.records import Journal, Launch, Question, Record, Request, Run, ScenarioRun, read_run

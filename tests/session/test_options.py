@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from validation.discovery import ROOT
-from validation.e2e import declare
+from validation.e2e_setup import declare
 from validation.options import OptionError, Settings, add_options, read_settings
 
 
