@@ -1,4 +1,4 @@
-"""The subcommands of ``python -m validation``: report, verify, plan, triage."""
+"""The subcommands of ``python -m validation``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ def main(words: Sequence[str]) -> int:
         commands, "verify", "say what in a run's folder differs from its raw records", _verify, ("run", "folder")
     )
     verify.add_argument("--manifest-sha256", metavar="HEX", help="what the manifest had when the run was signed")
+    verify.add_argument("--public-key", type=pathlib.Path, metavar="FILE", help="also check the signature, by minisign")
+    sign = _add(commands, "sign", "sign a run's manifest with minisign", _sign, ("run", "folder"))
+    sign.add_argument("--key", type=pathlib.Path, required=True, metavar="FILE", help="minisign's secret key")
     _add_plan(commands)
     timeline = _add(commands, "timeline", "draw traces on one time scale", _timeline, ("out", "HTML file to write"))
     timeline.add_argument("--trace", action="append", required=True, metavar="NAME=FILE", help="a trace, with a name")
@@ -54,7 +57,7 @@ def main(words: Sequence[str]) -> int:
     run: Callable[[argparse.Namespace], int] = arguments.run_command
     try:
         return run(arguments)
-    except (RecordError, OptionError, OSError, ValueError) as error:
+    except (RecordError, OptionError, integrity.SignatureError, OSError, ValueError) as error:
         print(f"error: {terminal(str(error))}", file=sys.stderr)
         return USAGE_ERROR
 
@@ -102,6 +105,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     differences = integrity.verify(arguments.run, judge_folder, arguments.manifest_sha256)
+    if arguments.public_key is not None:
+        integrity.check_signature(arguments.run, arguments.public_key)
+        print("the signature is good")
     for difference in differences:
         print(terminal(difference))
     print("nothing differs" if not differences else f"{len(differences)} differences")
@@ -132,6 +138,11 @@ def _history(arguments: argparse.Namespace) -> int:
     print("\n\n".join(to_text(one) for one in found))
     if arguments.output:
         print(f"history: {write(found, arguments.output)}")
+    return 0
+
+
+def _sign(arguments: argparse.Namespace) -> int:
+    print(f"signature: {integrity.sign(arguments.run, arguments.key)}")
     return 0
 
 
