@@ -162,13 +162,13 @@ def graph_median_us(calls: Sequence[Callable[[], object]]) -> float:
 
 def table(rows: Sequence[BenchRow]) -> str:
     """The rows as a short text table."""
-    head = "dtype          M    H  fused  cat    fused+cat  fused+skip  bytes  saving/step (us)"
+    head = "dtype          M    H   fused     cat   fused+cat  fused+skip   bytes  saving/step (us)"
     return "\n".join(
         [
             head,
             *(
-                f"{row.dtype:<12}{row.tokens:>4}{row.heads:>5}{row.fused_us:>7.2f}{row.cat_us:>6.2f}"
-                f"{row.fused_cat_us:>12.2f}{row.fused_skip_us:>12.2f}{row.bytes_us:>7.2f}"
+                f"{row.dtype:<12}{row.tokens:>4}{row.heads:>5}{row.fused_us:>8.2f}{row.cat_us:>8.2f}"
+                f"{row.fused_cat_us:>12.2f}{row.fused_skip_us:>12.2f}{row.bytes_us:>8.2f}"
                 f"{row.saving_per_step_us:>9.1f} ({row.measured_saving_per_step_us:.1f} behind the fused kernel)"
                 for row in rows
             ),
