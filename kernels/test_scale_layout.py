@@ -96,4 +96,5 @@ def test_cost_of_the_symmetric_path(tokens: int, journal: Journal) -> None:
     name = torch.cuda.get_device_name()
     sentence = f"copying a tagged scale of {tokens} tokens back, on {name}, graph-replayed"
     journal.append(Note("scale_layout_cost", sentence, {"tokens": tokens, "device": name, "us_by_groups": cost_us}))
-    assert all(cost > 0 for cost in cost_us.values())
+    # one token: both layouts are the same bytes, and nothing is launched
+    assert all((cost > 0) == (tokens > 1) for cost in cost_us.values())
