@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from typing import Any
 
 import jinja2
 
@@ -12,7 +11,8 @@ from validation.case_page.model import About, PathPair, invariant_verdict, page_
 from validation.judgement import Judgement
 from validation.records import PathCount
 from validation.reporting.contents import SYMBOLS, TITLES, WORDS
-from validation.reporting.escape import clip, visible
+from validation.reporting.escape import clip
+from validation.reporting.pages import templates
 from validation.timeline.model import short_name
 
 _FOLDER = pathlib.Path(__file__).parent
@@ -66,18 +66,7 @@ def _library(provider: str) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalized,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(SYMBOLS=SYMBOLS, WORDS=WORDS, TITLES=TITLES, invariant_verdict=invariant_verdict)
-    environment.filters.update(short=short_name, per_call=_per_call, bytes=_bytes, library=_library)
-    return environment.get_template("case.html.j2")
-
-
-def _finalized(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    pages = templates(_FOLDER)
+    pages.globals.update(SYMBOLS=SYMBOLS, WORDS=WORDS, TITLES=TITLES, invariant_verdict=invariant_verdict)
+    pages.filters.update(short=short_name, per_call=_per_call, bytes=_bytes, library=_library)
+    return pages.get_template("case.html.j2")

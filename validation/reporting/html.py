@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from typing import Any
 
 import jinja2
 
@@ -16,6 +15,7 @@ from validation import __version__
 from validation.judgement import Judgement
 from validation.reporting import contents, environment, plots, values
 from validation.reporting.escape import INLINE_LIMIT, visible
+from validation.reporting.pages import templates
 
 _FOLDER = pathlib.Path(__file__).parent
 
@@ -47,23 +47,12 @@ def to_html(judgement: Judgement) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalized,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(SYMBOLS=contents.SYMBOLS, WORDS=contents.WORDS, TITLES=contents.TITLES)
-    environment.filters.update(tables=values.tables, shown=values.shown, brief=_brief, note_data=contents.note_data)
-    return environment.get_template("report.html.j2")
+    pages = templates(_FOLDER)
+    pages.globals.update(SYMBOLS=contents.SYMBOLS, WORDS=contents.WORDS, TITLES=contents.TITLES)
+    pages.filters.update(tables=values.tables, shown=values.shown, brief=_brief, note_data=contents.note_data)
+    return pages.get_template("report.html.j2")
 
 
 def _brief(value: str) -> str:
     """A table's cell; the whole value stands in findings.json."""
     return visible(value, INLINE_LIMIT)
-
-
-def _finalized(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

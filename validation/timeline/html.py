@@ -18,6 +18,7 @@ import jinja2
 import numpy as np
 
 from validation.reporting.escape import BLOCK_LIMIT, visible
+from validation.reporting.pages import templates
 from validation.timeline.analysis import PARTS, explanations, row_titles
 from validation.timeline.model import NamedTrace, Timeline, TraceView, short_name, timeline_of
 from validation.traces.gaps import GapBounds, GapClass, Gaps, lane_gaps, union_gaps
@@ -158,17 +159,6 @@ def _json(data: Any) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalized,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["short"] = short_name
-    return environment.get_template("timeline.html.j2")
-
-
-def _finalized(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    pages = templates(_FOLDER)
+    pages.filters["short"] = short_name
+    return pages.get_template("timeline.html.j2")
