@@ -1,6 +1,7 @@
 """An arm: one build that can be started, measured and stopped: the embedded engine, an installed server, a URL.
 
-A command arm is started afresh for every block; its command is a template with ``{port}``, ``{gpus}`` and ``{logdir}``.
+A command arm is started afresh for every block; its command is a template with ``{port}``, ``{gpus}``, ``{logdir}`` and
+``{image}``.
 A URL arm was started by somebody else: it cannot be restarted, so its launch effect cannot be separated.
 """
 
@@ -23,10 +24,13 @@ from typing import Any, Protocol
 
 import requests
 
+from validation.builds import Build
+from validation.client.identity import changes, read_identity
 from validation.client.redaction import MASK, Secret, redact
 from validation.server_process import STOP_TIMEOUT_S as STOP_TIMEOUT_S
 from validation.server_process import ArmError as ArmError
-from validation.server_process import node_lock, spawn, stop, words_of, write_holder
+from validation.server_process import ServerChangedError as ServerChangedError
+from validation.server_process import Surroundings, node_lock, spawn, stop, words_of, write_holder
 
 READY_TIMEOUT_S = 40 * 60.0
 """Large models take up to 40 minutes to load."""
@@ -36,7 +40,19 @@ PROBE_TIMEOUT_S = 10.0
 PORTS = range(20_000, 32_000)
 TELL_EVERY_S = 10.0
 _INFO = ("/get_server_info", "/server_info", "/get_model_info", "/version", "/v1/models")
-_TEMPLATE_NAMES = ("port", "gpus", "logdir")
+LOG_END_BYTES = 4096
+_TEMPLATE_NAMES = ("port", "gpus", "logdir", "image")
+_DECODING = (
+    "tp_size",
+    "pp_size",
+    "dp_size",
+    "ep_size",
+    "speculative_algorithm",
+    "speculative_num_steps",
+    "speculative_eagle_topk",
+    "speculative_num_draft_tokens",
+)
+"""SGLang's names for what changes how many tokens a step brings, and what a step is."""
 _SECRET_KEY = re.compile(r"(api_key|password|secret)\Z")
 """Names under which servers tell the secrets that they were started with, SGLang among them."""
 
@@ -90,7 +106,9 @@ class CommandArm:
     """For the stop command, and again until the process group has ended, and until its memory is free."""
     fresh: bool = True
     label: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What the user says of the build: commit, worktree, image digest."""
+    """For its identity, beside what is found out."""
+    build: Build = dataclasses.field(default_factory=Build)
+    """What it is: its commands run in the build's worktree and environment."""
     api_key: Secret | None = None
 
     def __post_init__(self) -> None:
@@ -102,29 +120,42 @@ class CommandArm:
         """Start, wait, identify; stop and see the memory freed on exit. One arm of a node at a time.
 
         Raises:
-            ArmError: it does not start, become ready, stop, or free its memory.
+            ArmError: it does not start, become ready, stop, or free its memory, or its build cannot be read.
         """
         with node_lock(progress) as holder:
             place.logdir.mkdir(parents=True, exist_ok=True)
-            values = {"port": str(free_port()), "gpus": place.gpus, "logdir": str(place.logdir.resolve())}
+            values = {
+                "port": str(free_port()),
+                "gpus": place.gpus,
+                "logdir": str(place.logdir.resolve()),
+                "image": self.build.image,
+            }
+            identity = {"command": self.command, **self.label, **self._said(place)}
+            where = Surroundings(self.build.worktree, self.build.variables())
             url = f"http://127.0.0.1:{values['port']}"
             log = place.logdir / f"{self.name}.log"
             before = gpu_memory_mib()
             started = time.monotonic()
-            process = spawn(words_of(self.command, values), log)
+            process = spawn(words_of(self.command, values), log, where)
             try:
                 write_holder(holder, process.pid)
                 wait_ready(url, self.ready_timeout_s, process, log, progress, self.api_key)
                 ready_s = time.monotonic() - started
-                identity = {"command": self.command, "log": log.name, **self.label}
-                identity["server"] = describe(url, self.api_key)
+                identity |= {"log": log.name, **described(url, self.api_key)}
                 yield Server(url, round(ready_s, 3), redact(identity, self.api_key))
             finally:
                 try:
-                    stop(process, words_of(self.stop_command, values), log, self.stop_timeout_s)
+                    stop(process, words_of(self.stop_command, values), log, self.stop_timeout_s, where)
                 finally:
                     hide_key(log, self.api_key)
             _wait_memory_free(before, self.name, self.stop_timeout_s)
+
+    def _said(self, place: Place) -> dict[str, Any]:
+        try:
+            build = self.build.identity()
+        except ValueError as error:
+            raise ArmError(f"{self.name}: {error}") from None
+        return {**({"build": build} if build else {}), **({"gpus": place.gpus} if place.gpus else {})}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,18 +172,19 @@ class UrlArm:
         """The server as it is.
 
         Raises:
-            ArmError: it does not answer, or another model answers at the end than at the start.
+            ArmError: it does not answer.
+            ServerChangedError: another model or build answers at the end than at the start.
         """
         started = time.monotonic()
         url = self.url.rstrip("/")
         wait_ready(url, PROBE_TIMEOUT_S, None, None, progress, self.api_key)
-        identity = {"url": redacted(url), "server": describe(url, self.api_key)}
+        identity = {"url": redacted(url), **described(url, self.api_key)}
         yield Server(url, round(time.monotonic() - started, 3), identity)
-        after = describe(url, self.api_key)
-        if _stable(after) != _stable(identity["server"]):
-            raise ArmError(
-                f"{self.name} at {redacted(url)} answered as {_stable(identity['server'])} at the start and as "
-                f"{_stable(after)} at the end; expected one server, measure again"
+        became = changes(identity["serves"], read_identity(url, self.api_key))
+        if became:
+            raise ServerChangedError(
+                f"{self.name} at {redacted(url)} is another server at the end than at the start ({became}); expected "
+                "one model and build, measure again"
             )
 
 
@@ -236,18 +268,20 @@ def wait_ready(
             hide_key(log, api_key)
             raise ArmError(
                 f"the server of {redacted(url)} ended with status {process.returncode} before it was ready{where}"
-                f"{_tail(log)}"
+                f"{_tail(log, api_key)}"
             )
         if _is_ready(url, api_key):
             return
         waited = time.monotonic() - started
         if waited > timeout_s:
-            raise ArmError(f"no server answered at {redacted(url)} within {timeout_s:.0f} s{where}")
+            raise ArmError(
+                f"no server answered at {redacted(url)} within {timeout_s:.0f} s{where}{_tail(log, api_key)}"
+            )
         if process is None:
             raise ArmError(f"no server answers at {redacted(url)}; start it, or give the URL of one that runs")
         if time.monotonic() - told > TELL_EVERY_S:
             told = time.monotonic()
-            progress(f"waiting for {redacted(url)}: {waited:.0f} s")
+            progress(f"waiting for {redacted(url)}: {waited:.0f} of at most {timeout_s:.0f} s{_tail(log, api_key)}")
         time.sleep(min(0.05 + waited / 20, 2.0))
 
 
@@ -260,6 +294,16 @@ def _is_ready(url: str, api_key: Secret | None) -> bool:
     if answer is None:
         return False
     return answer.status_code == 200 or (answer.status_code == 404 and _get(url + "/v1/models", api_key) is not None)
+
+
+def described(url: str, api_key: Secret | None = None) -> dict[str, Any]:
+    """The part of an identity that the server tells: ``serves`` (model and build, compared during the run),
+    ``decoding`` (parallelism and speculation) and all else as ``server``."""
+    server = describe(url, api_key)
+    info = server.get("get_server_info") or server.get("server_info")
+    decoding = {key: info[key] for key in _DECODING if key in info} if isinstance(info, Mapping) else {}
+    serves = read_identity(url, api_key)
+    return {"serves": serves, **({"decoding": decoding} if decoding else {}), "server": server}
 
 
 def describe(url: str, api_key: Secret | None = None) -> dict[str, Any]:
@@ -339,20 +383,12 @@ def _get(url: str, api_key: Secret | None = None) -> Any:
         return answer.text[:200] or "ok"
 
 
-def _stable(description: Any) -> Any:
-    """The parts of a description that one running server keeps: its model and version, not its counters."""
-    if not isinstance(description, Mapping):
-        return description
-    model = description.get("get_model_info") or description.get("v1_models") or {}
-    info = description.get("get_server_info") or description.get("server_info") or {}
-    return {
-        "model": model.get("model_path") or [entry.get("id") for entry in model.get("data", [])],
-        "version": info.get("version") if isinstance(info, Mapping) else None,
-    }
-
-
-def _tail(log: pathlib.Path | None) -> str:
+def _tail(log: pathlib.Path | None, api_key: Secret | None) -> str:
     if log is None or not log.exists():
         return ""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    with log.open("rb") as file:
+        skipped = max(0, log.stat().st_size - LOG_END_BYTES)
+        file.seek(skipped)
+        text = file.read().decode("utf-8", "replace")
+    lines = (api_key.redact(text) if api_key else text).strip().splitlines()[1 if skipped else 0 :]  # whole ones
     return f"; its last line: {lines[-1][:300]}" if lines else ""

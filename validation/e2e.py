@@ -1,6 +1,7 @@
 """The end-to-end experiment: blocks of fresh launches, every arm in each, in balanced random order.
 
-Each launch answers the token-identity prompts, in the first blocks the accuracy questions, and every latency scenario.
+Each launch answers the token-identity prompts, in the first blocks the accuracy questions, and every latency scenario;
+the second launch of an arm in a quadruple block answers the latency scenarios alone.
 Everything goes to the journal as it happens; nothing here knows a threshold but what the plan declares.
 """
 
@@ -15,8 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from validation.arms import Arm, Place, Server, reset_caches
+from validation.arms import Arm, Place, Server, ServerChangedError, reset_caches
+from validation.builds import differs
 from validation.client import Backend, Job, Prompt, Sampling, remaining, run_load
+from validation.client.identity import Watch, changes
 from validation.client.selftest import self_test
 from validation.discovery import load_all
 from validation.e2e_plan import BASELINE, CANDIDATE, CONTROL, E2EPlan
@@ -49,6 +52,26 @@ def arm_order(seed: int, block: int, names: Sequence[str]) -> list[str]:
     return order if block % 2 == 0 else order[::-1]
 
 
+def turns(seed: int, block: int, names: Sequence[str], visits: int = 1) -> list[tuple[str, int]]:
+    """Arm and number of each launch of a block, in order; the second visits go back the way the first came (ABBA), so
+    that drift and position cancel inside the block."""
+    order = arm_order(seed, block, names)
+    return [(name, visit) for visit in range(visits) for name in (order if visit % 2 == 0 else order[::-1])]
+
+
+def gpus_of(seed: int, block: int, sets: Sequence[str]) -> str:
+    """The set of GPUs of all launches of a block, so that it is the same for both arms; each set comes equally often,
+    in random order."""
+    order = list(sets) or [""]
+    random.Random(f"gpus {seed} {block // len(order)}").shuffle(order)
+    return order[block % len(order)]
+
+
+def launch_name(block: int, arm: str, visit: int = 0) -> str:
+    """``b0-candidate``, or ``b0-candidate-2`` for the second of a quadruple."""
+    return f"b{block}-{arm}" + (f"-{visit + 1}" if visit else "")
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """One run's servers, journal and plan."""
@@ -77,22 +100,26 @@ class Experiment:
         self.control(wanted, records)
 
     def block(self, number: int, wanted: Wanted, before: Sequence[Record]) -> list[Record]:
-        """Launch every measured arm once, in turn; returns the records it added to ``before``, those so far.
+        """Launch every measured arm in turn; returns the records it added to ``before``, those so far.
 
         Raises:
             ArmError: a server does not start, answer or stop.
         """
         arms = {arm.name: arm for arm in arms_of(self.settings) if arm.name != CONTROL}
         written: list[Record] = []
-        for position, name in enumerate(arm_order(self.settings.seed, number, list(arms))):
-            written += self._launch(arms[name], number, position, wanted, [*before, *written])
+        for position, (name, visit) in enumerate(turns(self.settings.seed, number, list(arms), self._visits(wanted))):
+            written += self._launch(arms[name], number, position, wanted, [*before, *written], visit)
         return written
 
     def complete(self, number: int, wanted: Wanted, records: Sequence[Record]) -> bool:
         """Whether ``records`` hold everything ``wanted`` of a block."""
-        launched = {r.arm for r in records if isinstance(r, Launch) and r.block == number}
-        arms = {arm.name for arm in arms_of(self.settings)} - {CONTROL}
-        return launched >= arms and not any(self._missing(arm, number, wanted, records) for arm in arms)
+        launched = {r.launch_id for r in records if isinstance(r, Launch)}
+        arms = [arm.name for arm in arms_of(self.settings) if arm.name != CONTROL]
+        places = turns(self.settings.seed, number, arms, self._visits(wanted))
+        return all(
+            launch_name(number, arm, visit) in launched and not self._missing(arm, number, visit, wanted, records)
+            for arm, visit in places
+        )
 
     def control(self, wanted: Wanted, before: Sequence[Record]) -> list[Record]:
         """Ask the build with a planted break, where there is one, for its tokens; returns what was written."""
@@ -133,29 +160,49 @@ class Experiment:
         backend: Backend = load_all("scenarios/backends", "BACKEND")[self.settings.backend]
         return backend
 
-    def _launch(self, arm: Arm, block: int, position: int, wanted: Wanted, before: Sequence[Record]) -> list[Record]:
-        launch_id = logs = f"b{block}-{arm.name}"
-        earlier = [r for r in before if isinstance(r, Launch) and r.arm == arm.name and r.block == block]
-        if earlier and not self._missing(arm.name, block, wanted, before):
+    def _visits(self, wanted: Wanted) -> int:
+        return self.plan.visits if wanted.latency else 1
+
+    def _launch(
+        self, arm: Arm, block: int, position: int, wanted: Wanted, before: Sequence[Record], visit: int = 0
+    ) -> list[Record]:
+        launch_id = logs = launch_name(block, arm.name, visit)
+        earlier = [r for r in before if isinstance(r, Launch) and r.launch_id == launch_id]
+        if earlier and not self._missing(arm.name, block, visit, wanted, before):
             return []
         if earlier:  # it goes on where the earlier one was cut off, under its name, in a process of its own
             logs += f"-resumed{len(earlier)}"
-        place = Place(self.folder / "logs" / logs, self.settings.gpus)
+        place = Place(self.folder / "logs" / logs, gpus_of(self.settings.seed, block, self.settings.gpus or ()))
         written: list[Record] = []
         self.progress(f"block {block + 1}, {arm.name}: starting")
         with arm.session(place, self.progress) as server:
             launch = Launch(
                 launch_id, arm.name, block, position, server.url, server.ready_s, arm.fresh, server.identity
             )
+            self._refuse_another(launch, before)
             written.append(self._write(launch))
             if earlier:
                 written.append(self._write(_continued(launch, before)))
-            for activity in self._activities(block, wanted):
-                written += self._run(activity, launch, server, before)
-            if self.settings.collect_trace and block == 0 and arm.name != CONTROL:
+            watch = Watch(server.url, self.settings.api_key)
+            for activity in self._activities(block, wanted, visit):
+                written += self._run(activity, launch, server, before, watch)
+            if self.settings.collect_trace and block == visit == 0 and arm.name != CONTROL:
                 written.append(self._write(self._profiled(server, arm.name)))
         self.journal.sync()
         return written
+
+    def _refuse_another(self, launch: Launch, before: Sequence[Record]) -> None:
+        """Raise ``ServerChangedError`` where an arm is another build or model than the run declared or saw before."""
+        became = ""
+        if launch.arm in self.plan.builds:
+            became = differs(self.plan.builds[launch.arm], launch.identity.get("build", {}))
+        earlier = next((r.identity for r in before if isinstance(r, Launch) and r.arm == launch.arm), {})
+        became = became or changes(earlier.get("serves", {}), launch.identity.get("serves", {}))
+        if became:
+            raise ServerChangedError(
+                f"block {launch.block + 1}, {launch.arm}: it is another build than before ({became}); expected one "
+                "build for the whole run, measure again"
+            )
 
     def _profiled(self, server: Server, arm: str) -> Note:
         """The kernels of a short generation of its own, after everything that is timed."""
@@ -165,10 +212,10 @@ class Experiment:
         folder = self.folder / "traces" / arm
         return profile_launch(server.url, arm, folder, claim_of("cat_skip"), self.settings.api_key)
 
-    def _activities(self, block: int, wanted: Wanted) -> list[_Activity]:
+    def _activities(self, block: int, wanted: Wanted, visit: int = 0) -> list[_Activity]:
         activities = []
         scenario = scenario_named(self.plan.accuracy_scenario, AccuracyScenario)
-        if wanted.tokens or wanted.accuracy:
+        if visit == 0 and (wanted.tokens or wanted.accuracy):
             _, questions, _ = scenario.questions_of(self.settings.gsm8k, self.plan.questions)
             if wanted.tokens and len(self.plan.arms) > 1:
                 some = questions[: self.plan.tokens_questions]
@@ -181,14 +228,17 @@ class Experiment:
                 activities.append(_Activity(name, latency.concurrency, latency.jobs(self.settings.seed, block)))
         return activities
 
-    def _missing(self, arm: str, block: int, wanted: Wanted, before: Sequence[Record]) -> list[str]:
-        """Activities of one arm and block that no earlier launch finished."""
-        finished = {r.scenario for r in before if isinstance(r, ScenarioRun) and (r.arm, r.block) == (arm, block)}
-        return [a.scenario for a in self._activities(block, wanted) if a.scenario not in finished]
+    def _missing(self, arm: str, block: int, visit: int, wanted: Wanted, before: Sequence[Record]) -> list[str]:
+        """Activities of one launch that were not finished under its name."""
+        name = launch_name(block, arm, visit)
+        finished = {r.scenario for r in before if isinstance(r, ScenarioRun) and r.launch_id == name}
+        return [a.scenario for a in self._activities(block, wanted, visit) if a.scenario not in finished]
 
-    def _run(self, activity: _Activity, launch: Launch, server: Server, before: Sequence[Record]) -> list[Record]:
-        where = (launch.arm, launch.block, 0, activity.scenario)
-        if any(isinstance(r, ScenarioRun) and (r.arm, r.block, r.run, r.scenario) == where for r in before):
+    def _run(
+        self, activity: _Activity, launch: Launch, server: Server, before: Sequence[Record], watch: Watch
+    ) -> list[Record]:
+        where = (launch.launch_id, 0, activity.scenario)
+        if any(isinstance(r, ScenarioRun) and (r.launch_id, r.run, r.scenario) == where for r in before):
             return []
         written: list[Record] = []
         asked = {r.index for r in before if isinstance(r, Question) and r.scenario == activity.scenario}
@@ -217,6 +267,10 @@ class Experiment:
         client: dict[str, Any] = {}
         if left:  # else the run was cut off between the last request and the summary
             client = run_load(server.url, self._backend, left, activity.concurrency, on_request, api_key=key).to_json()
+        wall_s = round(time.monotonic() - started, 4)
+        # what the client saw counts only of a server that answers: one that is gone names no other model
+        became = watch.changed()
+        client["server_changed"] = f"{label}: the server became another one ({became})" if became else None
         summary = ScenarioRun(
             launch_id=launch.launch_id,
             arm=launch.arm,
@@ -227,11 +281,18 @@ class Experiment:
             requests=len(jobs),
             prompts_sha256=_digest(activity.jobs),
             cache_flushed=flushed,
-            wall_s=round(time.monotonic() - started, 4),
+            wall_s=wall_s,
             client=client,
         )
         written.append(self._write(summary))
+        again = watch.restarted()
+        if again and not became:
+            sentence = f"{label}: the server was started again ({again}) and names the same model and build"
+            written.append(self._write(Note("server_restarted", sentence, {"launch_id": launch.launch_id})))
+            self.progress(sentence)
         self.journal.sync()
+        if became:
+            raise ServerChangedError(f"{client['server_changed']}; what it answered is of both, measure again")
         return written
 
     def _write(self, record: Record) -> Record:

@@ -32,6 +32,11 @@ class E2EPlan:
     latency: LatencyPlan
     claimed_difference: tuple[str, ...] = ()
     """Keys of the arms' identities that the claim itself changes, such as ``query_path``."""
+    visits: int = 1
+    """Launches of an arm in a block; with 2 a block is a quadruple, ABBA or BAAB."""
+    builds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Arm to what its build was when the run was declared, as ``Build.identity`` tells it but for untracked files; arms
+    of which nothing was said are left out."""
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON data."""

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from validation.arms import Arm, CommandArm, UrlArm, embedded_arm, redacted
+from validation.arms import READY_TIMEOUT_S, Arm, CommandArm, UrlArm, embedded_arm, redacted
 from validation.baselines import load_baseline, path_to_record
 from validation.budget import Answers, Budget, Costs, costs_of, minutes, plan_budget, prospects
+from validation.builds import Build, is_one_build, said
 from validation.e2e_plan import BASELINE, CANDIDATE, CONTROL, E2EPlan
 from validation.gsm8k import PROMPT_MODES
 from validation.judging.accuracy_arms import AccuracyPlan
@@ -16,8 +17,8 @@ from validation.judging.latency import LatencyPlan
 from validation.judging.tokens import TokensPlan
 from validation.options import OptionError, Settings
 from validation.profiles import Profile
-from validation.records import read_run
-from validation.same_build import read_same_build
+from validation.records import RecordError, read_run
+from validation.same_build import prefers_quadruples, read_same_build
 from validation.scenario import AccuracyScenario, LatencyScenario, scenario_named
 
 TOKENS_QUESTIONS = 32
@@ -27,6 +28,11 @@ MEASURED_BLOCKS = 8
 """Enough for the joint sign-flip test over scenarios, whose smallest p is 2^-8."""
 PULL_REQUEST_SCENARIOS = ("1k1k-c4", "1k1k-c16")
 """The seed's ten cost about 47 minutes of decode per arm and run; a pull request gets two of them."""
+CLAIMED = (
+    *("query_path", "command", "weight_version"),
+    *(f"build.{key}" for key in ("worktree", "commit", "dirty", "changes_sha256", "image")),
+)
+"""What two arms may differ in; other package versions, say, are told in the report as an unclaimed difference."""
 RELEASE_SCENARIOS = tuple(f"{workload}-c{c}" for workload in ("8k1k", "1k1k") for c in (4, 8, 16, 32, 64))
 
 
@@ -83,7 +89,9 @@ def plan_of(settings: Settings) -> E2EPlan:
             require_determinism=settings.profile is Profile.REHEARSAL,
         ),
         latency=budget.latency if budget else LatencyPlan(scenarios=latency, max_blocks=max(blocks, 3)),
-        claimed_difference=("query_path", "command", "weight_version"),
+        claimed_difference=CLAIMED,
+        visits=_visits(settings),
+        builds=_builds(settings),
     )
 
 
@@ -113,11 +121,41 @@ def budget_of(settings: Settings) -> Budget | None:
             costs = dataclasses.replace(recorded, scenario_s={**costs.scenario_s, **recorded.scenario_s})
         if given:
             costs = dataclasses.replace(costs, launch_s=0.0)
+        launches = arms * _visits(settings)
         return plan_budget(
-            settings.budget_s, names, costs, LatencyPlan(), answers=answers, launches=arms, all_scenarios=fixed
+            settings.budget_s, names, costs, LatencyPlan(), answers=answers, launches=launches, all_scenarios=fixed
         )
     except ValueError as error:
         raise OptionError(f"--budget: {error}") from None
+
+
+def _visits(settings: Settings) -> int:
+    """Launches of an arm in a block: as asked for, else as the recorded same-build run advises."""
+    if settings.block_design:
+        return 2 if settings.block_design == "quadruple" else 1
+    advised = settings.same_build is not None and settings.form in ("commands", "embedded")
+    return 2 if advised and settings.same_build and prefers_quadruples(read_run(settings.same_build)) else 1
+
+
+def _builds(settings: Settings) -> dict[str, Any]:
+    """Arm to what its build is now.
+
+    Raises:
+        OptionError: a build cannot be read, or both arms are one and the run is no rehearsal.
+    """
+    given = ((BASELINE, settings.baseline_build), (CANDIDATE, settings.candidate_build))
+    try:
+        builds = {arm: build.identity() for arm, build in given if build}
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    one = len(builds) == 2 and is_one_build(builds[BASELINE], builds[CANDIDATE])
+    if one and settings.baseline_cmd == settings.candidate_cmd and settings.profile is not Profile.REHEARSAL:
+        raise OptionError(
+            f"baseline and candidate are one build ({said(builds[CANDIDATE])}) with one command; expected two, or "
+            "--gate=rehearsal to record for --same-build how much launches of one build differ (A/A)"
+        )
+    # servers write files where they run: a new one must not forbid to resume
+    return {arm: {key: value for key, value in build.items() if key != "dirty"} for arm, build in builds.items()}
 
 
 def _accuracy_runs(settings: Settings) -> int:
@@ -135,19 +173,26 @@ def _default_scenarios(settings: Settings) -> Sequence[str]:
 def arms_of(settings: Settings) -> list[Arm]:
     """The arms that the options name; the control, where there is one, comes last."""
     if settings.form == "embedded":
-        return [
+        embedded = [
             embedded_arm(BASELINE, "cat"),
             embedded_arm(CANDIDATE, "skip"),
             embedded_arm(CONTROL, "skip", "--plant", "broken-rope"),
         ]
-    key = settings.api_key
+        wait_s = settings.ready_timeout_s
+        return [dataclasses.replace(arm, ready_timeout_s=wait_s or arm.ready_timeout_s) for arm in embedded]
+    key, theirs, ours = settings.api_key, settings.baseline_build or Build(), settings.candidate_build or Build()
     commands = (
-        (BASELINE, settings.baseline_cmd, settings.baseline_stop_cmd),
-        (CANDIDATE, settings.candidate_cmd, settings.candidate_stop_cmd),
-        (CONTROL, settings.control_cmd, settings.control_stop_cmd),
+        (BASELINE, settings.baseline_cmd, settings.baseline_stop_cmd, theirs),
+        (CANDIDATE, settings.candidate_cmd, settings.candidate_stop_cmd, ours),
+        (CONTROL, settings.control_cmd, settings.control_stop_cmd, ours),
     )
     if settings.candidate_cmd:
-        return [CommandArm(name, command, stop, api_key=key) for name, command, stop in commands if command]
+        wait_s = settings.ready_timeout_s or READY_TIMEOUT_S
+        return [
+            CommandArm(name, command, stop, wait_s, build=build, api_key=key)
+            for name, command, stop, build in commands
+            if command
+        ]
     urls = ((BASELINE, settings.baseline_url), (CANDIDATE, settings.server_url))
     return [UrlArm(name, url, api_key=key) for name, url in urls if url]
 
@@ -158,10 +203,13 @@ def declare(settings: Settings) -> dict[str, Any]:
     Raises:
         OptionError: an option does not fit.
     """
-    plan = plan_of(settings)
-    declared: dict[str, Any] = {"claimed_difference": list(plan.claimed_difference)}
-    if settings.same_build:
-        plan, declared["same_build"] = read_same_build(settings.same_build, plan)
+    try:
+        plan = plan_of(settings)
+        declared: dict[str, Any] = {"claimed_difference": list(plan.claimed_difference)}
+        if settings.same_build:
+            plan, declared["same_build"] = read_same_build(settings.same_build, plan)
+    except RecordError as error:
+        raise OptionError(f"--same-build: {error}") from None
     declared["e2e"] = plan.to_json()
     if settings.baseline:
         declared["baseline"] = load_baseline(settings.baselines, settings.baseline, plan)
@@ -179,8 +227,10 @@ def dry_run(settings: Settings) -> str:
     plan, budget = E2EPlan.from_json(declare(settings)["e2e"]), budget_of(settings)
     lines = [f"form: {plan.form}; arms: {', '.join(plan.arms)}"]
     for arm in arms_of(settings):
+        build = said(plan.builds.get(arm.name, {}))
         lines.append(
             f"  {arm.name}: {arm.command if isinstance(arm, CommandArm) else redacted(getattr(arm, 'url', ''))}"
+            f"{f' ({build})' if build else ''}"
         )
     lines.append(
         f"accuracy: {plan.accuracy_scenario}, {plan.questions} questions, {plan.accuracy.runs} launches an arm"
@@ -193,9 +243,10 @@ def dry_run(settings: Settings) -> str:
         )
         total += scenario.expected_s or 0.0
         lines.append(f"latency: {name}, {scenario.requests} requests at {scenario.concurrency}, {known}")
-    decode_s = max(1, len(set(plan.arms) - {CONTROL})) * plan.max_blocks * total
+    decode_s = max(1, len(set(plan.arms) - {CONTROL})) * plan.visits * plan.max_blocks * total
     decode = f"decode takes about {minutes(decode_s)} in all" if total else "how long they take is not known"
-    lines.append(f"at most {plan.max_blocks} blocks; {decode}")
+    blocks = "quadruple blocks, ABBA or BAAB" if plan.visits == 2 else "blocks"
+    lines.append(f"at most {plan.max_blocks} {blocks}; {decode}")
     lines.append(str(plan.latency))
     lines.append(str(budget) if budget else prospects(plan.latency))
     if plan.form in ("single", "urls"):

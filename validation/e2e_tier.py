@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Collection, Mapping
+from typing import TypeGuard
 
 import pytest
 
@@ -13,9 +14,9 @@ from validation.e2e import Experiment, Wanted
 from validation.e2e_plan import E2EPlan
 from validation.judgement import Judgement, judge_folder
 from validation.options import OptionError, Settings
-from validation.records import Note, read_run
+from validation.records import Note, Record, ScenarioRun, read_run
 from validation.runs import ActiveRun, disk_trouble, header
-from validation.server_process import ArmError
+from validation.server_process import ArmError, ServerChangedError
 
 
 def declared_plan(folder: pathlib.Path) -> E2EPlan:
@@ -37,6 +38,12 @@ def gather(run: ActiveRun, settings: Settings, selected: Collection[str], progre
         pytest.exit(
             f"--resume {run.folder} was started for {_kinds(before)}, now {_kinds(selection)} is selected; "
             "expected the same tests",
+            returncode=pytest.ExitCode.USAGE_ERROR,
+        )
+    changed = next((r.client["server_changed"] for r in done if _saw_change(r)), "")
+    if changed:
+        pytest.exit(
+            f"--resume {run.folder} cannot go on ({changed}); expected one server a run, measure again",
             returncode=pytest.ExitCode.USAGE_ERROR,
         )
     run.journal.append(Note("selected", "which end-to-end tests were selected", selection))
@@ -64,12 +71,18 @@ def gather(run: ActiveRun, settings: Settings, selected: Collection[str], progre
             raise
         pytest.exit(trouble, returncode=pytest.ExitCode.INTERRUPTED)
     except ArmError as error:
-        if settings.server_url:
+        if settings.server_url and not isinstance(error, ServerChangedError):
             pytest.exit(f"--server-url: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
-        run.journal.append(Note("arm_failed", str(error)))
+        reason = "server_changed" if isinstance(error, ServerChangedError) else "arm_failed"
+        run.journal.append(Note("arm_failed", str(error), {"reason": reason}))
         run.journal.sync()
         pytest.fail(str(error), pytrace=False)
     return judgement
+
+
+def _saw_change(record: Record) -> TypeGuard[ScenarioRun]:
+    """Whether it tells of a server that became another one while it answered."""
+    return isinstance(record, ScenarioRun) and bool(record.client.get("server_changed"))
 
 
 def _kinds(selection: Mapping[str, bool]) -> str:

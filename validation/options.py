@@ -8,11 +8,13 @@ import functools
 import os
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from validation.arms import check_template, check_url
+from validation.arms import READY_TIMEOUT_S, check_template, check_url
+from validation.builds import Build
 from validation.client.redaction import Secret
 from validation.discovery import ROOT
 from validation.profiles import Profile
@@ -46,6 +48,10 @@ class Settings:
     candidate_stop_cmd: str
     control_cmd: str | None
     control_stop_cmd: str
+    baseline_build: Build | None
+    candidate_build: Build | None
+    """Of the control too, which is the candidate with a planted break."""
+    ready_timeout_s: float | None
     backend: str
     accuracy_floor: float | None
     gsm8k: pathlib.Path | None
@@ -53,9 +59,12 @@ class Settings:
     scenarios: tuple[str, ...]
     accuracy_scenario: str | None
     blocks: int | None
+    block_design: str | None
+    """``pair`` or ``quadruple``."""
     runs: int
     budget_s: float | None
-    gpus: str
+    gpus: tuple[str, ...]
+    """Sets of devices, which blocks take turns with."""
     resume: pathlib.Path | None
     same_build: pathlib.Path | None
     ray: str | None
@@ -113,7 +122,11 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="DIR",
         help=f"folder of recorded baselines (default: {BASELINES_VARIABLE}, else baselines/recorded of the checkout)",
     )
-    add("--baseline-cmd", metavar="CMD", help="command that starts the baseline; {port} {gpus} {logdir} are filled in")
+    add(
+        "--baseline-cmd",
+        metavar="CMD",
+        help="command that starts the baseline; {port} {gpus} {logdir} {image} are filled in",
+    )
     add("--candidate-cmd", metavar="CMD", help="command that starts the candidate")
     add("--baseline-stop-cmd", metavar="CMD", default="", help="run before the baseline's process group is ended")
     add("--candidate-stop-cmd", metavar="CMD", default="", help="run before the candidate's process group is ended")
@@ -121,6 +134,29 @@ def add_options(parser: pytest.Parser) -> None:
         "--control-cmd", metavar="CMD", help="command that starts a build with a planted break: the sensitivity control"
     )
     add("--control-stop-cmd", metavar="CMD", default="", help="run before the control's process group is ended")
+    for arm in ("baseline", "candidate"):
+        add(
+            f"--{arm}-worktree",
+            metavar="DIR",
+            help=f"git worktree that the {arm} is: its commands run there; commit and changes are recorded",
+        )
+        add(
+            f"--{arm}-env",
+            metavar="DIR",
+            help=f"virtual environment whose bin comes first on the {arm}'s PATH (default: .venv of its worktree, "
+            "where there is one)",
+        )
+        add(
+            f"--{arm}-image",
+            metavar="REF",
+            help=f"image that the {arm} is, NAME@sha256:DIGEST: what {{image}} in its commands becomes",
+        )
+    add(
+        "--ready-timeout",
+        metavar="TIME",
+        help=f"how long a started server may take until it answers, such as 20m (default: {READY_TIMEOUT_S / 60:.0f}m; "
+        "the embedded engine: 2m)",
+    )
     add("--backend", default="sglang_native", metavar="NAME", help="file under scenarios/backends")
     add("--accuracy-floor", metavar="SHARE", help="lowest accuracy to accept of a single server, 0 to 1")
     add("--gsm8k", metavar="PATH", help="GSM8K as JSONL, or the folder that holds test.jsonl and train.jsonl")
@@ -132,9 +168,22 @@ def add_options(parser: pytest.Parser) -> None:
         help="which questions (default: gsm8k; word-problems on the embedded engine)",
     )
     add("--blocks", type=int, metavar="N", help="blocks of fresh launches")
+    add(
+        "--block-design",
+        choices=["pair", "quadruple"],
+        help="launches of a block: AB or BA; or ABBA or BAAB, twice as long, in which drift and position cancel "
+        "(default: pair, unless the run of --same-build shows a position effect)",
+    )
     add("--accuracy-runs", type=int, default=1, metavar="K", help="accuracy runs an arm and block")
     add("--budget", metavar="TIME", help="time to spend, such as 90m; the planner chooses scenarios and blocks")
-    add("--gpus", default="", metavar="LIST", help="what {gpus} becomes, such as 0,1")
+    add(
+        "--gpus",
+        action="append",
+        default=[],
+        metavar="LIST",
+        help="what {gpus} becomes, such as 0,1 (repeatable: the blocks take turns with the sets in random order, and "
+        "both arms of a block run on the same)",
+    )
     add("--resume", metavar="RUN", help="go on with a run folder; finished requests are not repeated")
     add("--ray", metavar="ADDRESS", help="run blocks as tasks of this Ray cluster (extra `ray`)")
     add("--ray-resources", metavar="LABELS", help="what a block needs there, such as MI355X=8")
@@ -172,6 +221,9 @@ def read_settings(config: pytest.Config) -> Settings:
         candidate_stop_cmd=_template(get("--candidate-stop-cmd"), "--candidate-stop-cmd") or "",
         control_cmd=_template(get("--control-cmd"), "--control-cmd"),
         control_stop_cmd=_template(get("--control-stop-cmd"), "--control-stop-cmd") or "",
+        baseline_build=_build(get, "baseline"),
+        candidate_build=_build(get, "candidate"),
+        ready_timeout_s=_duration(get("--ready-timeout"), "--ready-timeout"),
         backend=_leaf("scenarios/backends", get("--backend"), "--backend"),
         accuracy_floor=_share(get("--accuracy-floor")),
         gsm8k=_existing(get("--gsm8k") or os.environ.get(GSM8K_VARIABLE), "--gsm8k"),
@@ -179,9 +231,10 @@ def read_settings(config: pytest.Config) -> Settings:
         scenarios=tuple(get("--scenario")),
         accuracy_scenario=get("--accuracy-scenario"),
         blocks=_positive(get("--blocks"), "--blocks"),
+        block_design=get("--block-design"),
         runs=_positive(get("--accuracy-runs"), "--accuracy-runs") or 1,
-        budget_s=seconds_of(get("--budget"), "--budget") if get("--budget") else None,
-        gpus=get("--gpus"),
+        budget_s=_duration(get("--budget"), "--budget"),
+        gpus=tuple(get("--gpus")),
         resume=_existing(get("--resume"), "--resume"),
         ray=get("--ray"),
         ray_resources=get("--ray-resources"),
@@ -207,6 +260,30 @@ def _refuse_contradictions(settings: Settings) -> None:
         (settings.baseline_cmd and not settings.candidate_cmd, "--baseline-cmd without --candidate-cmd", "both"),
         (settings.candidate_cmd and not settings.baseline_cmd, "--candidate-cmd without --baseline-cmd", "both"),
         (settings.control_cmd and not settings.candidate_cmd, "--control-cmd without --candidate-cmd", "both"),
+        (
+            (settings.baseline_build or settings.candidate_build) and not settings.candidate_cmd,
+            "a worktree, an environment or an image without commands",
+            "--baseline-cmd and --candidate-cmd",
+        ),
+        *(
+            (("{image}" in (command or "")) != bool(build and build.image), f"{said} alone", "both")
+            for said, command, build in (
+                ("one of --baseline-image and {image}", settings.baseline_cmd, settings.baseline_build),
+                ("one of --candidate-image and {image}", settings.candidate_cmd, settings.candidate_build),
+            )
+        ),
+        (
+            "{image}" in (settings.control_cmd or "")
+            and not (settings.candidate_build and settings.candidate_build.image),
+            "{image} in --control-cmd without --candidate-image",
+            "both",
+        ),
+        (
+            settings.block_design == "quadruple" and settings.form in ("single", "urls"),
+            "--block-design=quadruple with a server's URL",
+            "commands: a given server is launched once, whatever the order",
+        ),
+        (settings.ready_timeout_s and settings.server_url, "--ready-timeout with a server's URL", "a server that runs"),
         (settings.baseline and not settings.server_url, "--baseline without --server-url", "the server to compare"),
         (bool(settings.baseline_trace) != bool(settings.candidate_trace), "one trace option alone", "both traces"),
         (
@@ -291,6 +368,27 @@ def seconds_of(value: str, option: str) -> float:
     if match is None or float(match[1]) <= 0:
         raise OptionError(f"{option} {value} is no duration; expected a number with s, m or h, such as 90m")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _duration(value: str | None, option: str) -> float | None:
+    return seconds_of(value, option) if value else None
+
+
+def _build(get: Callable[[str], Any], arm: str) -> Build | None:
+    fields: dict[str, tuple[str, Callable[[str], Any]]] = {
+        "worktree": ("worktree", _path),
+        "env": ("environment", _path),
+        "image": ("image", str),
+    }
+    given: dict[str, Any] = {}
+    for option, (field, kind) in fields.items():
+        if get(f"--{arm}-{option}"):
+            given[field] = kind(get(f"--{arm}-{option}"))
+            try:
+                Build(**{field: given[field]})
+            except ValueError as error:
+                raise OptionError(f"--{arm}-{option}: {error}") from None
+    return Build(**given) if given else None
 
 
 def _existing(value: str | None, option: str) -> pathlib.Path | None:

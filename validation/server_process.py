@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import pathlib
@@ -19,6 +20,20 @@ STOP_TIMEOUT_S = 60.0
 
 class ArmError(RuntimeError):
     """An arm that did not start, answer or stop; the message says which and where its log is."""
+
+
+class ServerChangedError(ArmError):
+    """A server that became another model or build while it was measured: what it answered is of both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """Where an arm's commands run."""
+
+    folder: pathlib.Path | None = None
+    """None: this process's own."""
+    variables: Mapping[str, str] | None = None
+    """The environment variables; None: this process's own."""
 
 
 @contextlib.contextmanager
@@ -87,7 +102,7 @@ def words_of(template: str, values: Mapping[str, str]) -> list[str]:
     return [word.format(**values) for word in shlex.split(template)]
 
 
-def spawn(words: Sequence[str], log: pathlib.Path) -> subprocess.Popen[bytes]:
+def spawn(words: Sequence[str], log: pathlib.Path, where: Surroundings = Surroundings()) -> subprocess.Popen[bytes]:
     """Start a command as the leader of its own process group; its output goes to the end of ``log``.
 
     Raises:
@@ -96,7 +111,13 @@ def spawn(words: Sequence[str], log: pathlib.Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         try:
             return subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                cwd=where.folder,
+                env=where.variables,
             )
         except OSError as error:
             raise ArmError(
@@ -104,7 +125,13 @@ def spawn(words: Sequence[str], log: pathlib.Path) -> subprocess.Popen[bytes]:
             ) from error
 
 
-def stop(process: subprocess.Popen[bytes], words: Sequence[str], log: pathlib.Path, timeout_s: float) -> None:
+def stop(
+    process: subprocess.Popen[bytes],
+    words: Sequence[str],
+    log: pathlib.Path,
+    timeout_s: float,
+    where: Surroundings = Surroundings(),
+) -> None:
     """End the whole process group by its id, politely first; the stop command, if any, runs before that.
 
     Raises:
@@ -114,7 +141,14 @@ def stop(process: subprocess.Popen[bytes], words: Sequence[str], log: pathlib.Pa
         with log.open("ab") as output:
             try:
                 result = subprocess.run(
-                    words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=timeout_s, check=False
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    timeout=timeout_s,
+                    check=False,
+                    cwd=where.folder,
+                    env=where.variables,
                 )
                 said = f"ended with status {result.returncode}" if result.returncode else ""
             except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 import pytest
 
 from validation import server_process
-from validation.arms import Arm, ArmError, CommandArm, Place, Server, UrlArm, check_url, redacted
+from validation.arms import Arm, ArmError, CommandArm, Place, Server, ServerChangedError, UrlArm, check_url, redacted
 from validation.client.fake_server import FakeServer, Schedule
 from validation.client.redaction import MASK, Secret
 from validation.discovery import ROOT
@@ -89,6 +90,24 @@ def test_a_server_that_never_answers_is_given_up_and_ended(tmp_path: pathlib.Pat
         raise AssertionError("it was called ready")
     assert log in str(caught.value)
     assert not alive(int((tmp_path / "logs" / "children.txt").read_text()))
+
+
+def test_who_waits_is_told_how_long_and_what_the_server_does(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("validation.arms.TELL_EVERY_S", 0.2)
+    command = f"sh -c 'echo loading shard 7 of 96 with {KEY}; exec {BUILD} --port $0 --never-ready' {{port}}"
+    command = command.replace("exec", "sleep 600; exec")
+    told: list[str] = []
+    arm = CommandArm("candidate", command, ready_timeout_s=1.0, api_key=Secret(KEY))
+    with pytest.raises(ArmError, match="within 1 s") as caught, running(arm, tmp_path, told=told):
+        raise AssertionError("it was called ready")
+    assert len(told) >= 2
+    assert re.fullmatch(
+        r"waiting for http://127\.0\.0\.1:\d+: [01] of at most 1 s; its last line: loading .*", told[-1]
+    )
+    assert str(caught.value).endswith(f"its last line: loading shard 7 of 96 with {MASK}")
+    assert KEY not in "".join(told)
 
 
 def test_a_server_that_dies_is_quoted(tmp_path: pathlib.Path) -> None:
@@ -266,8 +285,8 @@ def test_another_model_at_the_end_is_an_error(tmp_path: pathlib.Path) -> None:
         port = fake.port
         session = running(UrlArm("candidate", fake.url), tmp_path)
         session.__enter__()
-    said = r"answered as .*'glm'.* at the start and as .*'another'.* at the end"
-    with FakeServer(Schedule(model="another"), port=port), pytest.raises(ArmError, match=said):
+    said = r"another server at the end than at the start \(model_path was 'glm' and is 'another'"
+    with FakeServer(Schedule(model="another"), port=port), pytest.raises(ServerChangedError, match=said):
         session.__exit__(None, None, None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import subprocess
 
 import pytest
 from session_tools import PROBLEMS, Session, relay_command, run_session
@@ -68,6 +69,33 @@ def test_a_planted_candidate_fails_tokens_and_accuracy(
     found = verdicts(session)
     assert (found["tokens"][0], found["accuracy"][0]) == (Verdict.FAIL, Verdict.FAIL)
     assert "Rehearsal FAILED: tokens" in session.output
+
+
+def test_two_worktrees_are_recorded_and_told_apart_in_the_report(engine_url: str, tmp_path: pathlib.Path) -> None:
+    commits = {}
+    for arm in ("baseline", "candidate"):
+        (tmp_path / arm).mkdir()
+        for words in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", f"--message={arm}"]):
+            command = ["git", "-C", str(tmp_path / arm), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+            subprocess.run(command, check=True)
+        command = ["git", "-C", str(tmp_path / arm), "rev-parse", "HEAD"]
+        commits[arm] = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    (tmp_path / "candidate" / "kernel.py").write_text("")  # planted: not committed
+    arms = [f"--{arm}-cmd={relay_command(engine_url)}" for arm in commits]
+    arms += [f"--{arm}-worktree={tmp_path / arm}" for arm in commits]
+    session = run_session(tmp_path, *arms, *PROBLEMS, "--questions=3", "-k", "accuracy")
+    builds = {r.arm: r.identity["build"] for r in session.records() if isinstance(r, Launch)}
+    assert {arm: build["commit"] for arm, build in builds.items()} == commits
+    assert [builds[arm]["dirty"] for arm in ("baseline", "candidate")] == [False, True]
+    assert {arm: build["commit"] for arm, build in declared_plan(session.folder).builds.items()} == commits
+    report = (session.folder / "report.md").read_text()
+    for expected in ("build.commit", *commits.values(), "build.dirty"):
+        assert expected in report
+    image = ("--baseline-image=me/sglang:latest", "--gate=pr")
+    refused = run_session(tmp_path / "candidate", *arms, *image, *PROBLEMS[:2])
+    assert refused.status == pytest.ExitCode.USAGE_ERROR
+    assert "--baseline-image: image me/sglang:latest can become another one" in refused.output
+    assert not refused.folder.exists()
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +220,10 @@ def test_a_server_that_becomes_another_is_no_verdict(tmp_path: pathlib.Path) -> 
     with FakeServer(Schedule(tokens=4, model="one")) as server:
         rename_after(server, 3, "another")
         session = run_session(tmp_path, f"--server-url={server.url}", *PROBLEMS, "--questions=6", "-k", "accuracy")
-    assert session.status == pytest.ExitCode.USAGE_ERROR, session.output
-    assert "'one'" in session.output
-    assert "'another'" in session.output
+    assert session.status == EXIT_UNDECIDED, session.output
+    assert "model_path was 'one' and is 'another'" in session.output
     assert "measure again" in session.output
+    assert verdicts(session)["accuracy"][0] is Verdict.INCONCLUSIVE
 
 
 def rename_after(server: FakeServer, requests: int, model: str) -> None:

@@ -60,16 +60,27 @@ def test_tpot_divides_by_the_tokens_after_the_first_chunk() -> None:
     packed = request_tpot(request("b", 0, 10.0, tokens=11, first=5))
     assert not isinstance(packed, str)
     assert packed.tpot_ms == pytest.approx(60.0 / 6)
-    assert packed.by_tool_ms["vllm"] == pytest.approx(60.0 / 10)
-    assert packed.by_tool_ms["sglang"] == pytest.approx(63.0 / 10)
+    assert packed.by_tool_ms["vllm bench serve"] == pytest.approx(60.0 / 10)
+    assert packed.by_tool_ms["sglang.bench_serving"] == pytest.approx(63.0 / 10)
     assert packed.by_tool_ms["guidellm"] == pytest.approx(110.0 / 11)
     assert packed.by_tool_ms["aiperf"] == packed.tpot_ms
 
 
-def test_one_token_in_the_first_chunk_is_assumed_and_counted_where_the_server_does_not_tell() -> None:
+def test_a_total_that_equals_the_chunks_shows_one_token_in_the_first_and_is_counted() -> None:
     runs, (block,) = measure_blocks([*PAIR, request("b", 0, 10.0, counts=False), request("c", 0, 9.0, counts=False)])
+    assert block.log_ratio == pytest.approx(math.log(0.9))
     assert block.k1_assumed == 2
     assert {r.k1_assumed for r in runs} == {1}
+
+
+def test_without_counts_there_is_no_tpot_however_regular_the_chunks() -> None:
+    """Planted: the candidate packs five tokens into its first chunk and does not count. Guessed as one token it would
+    look 40 % faster than it is."""
+    packed = request("c", 0, 10.0, tokens=11, first=5, counts=False)
+    assert request_tpot(packed) == "no_counts"
+    _, (block,) = measure_blocks([*PAIR, request("b", 0, 10.0), packed, request("b", 1, 10.0), request("c", 1, 10.0)])
+    assert block.unusable == {"no_counts": 1}
+    assert block.log_ratio == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize(

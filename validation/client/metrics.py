@@ -8,11 +8,10 @@ an event would look faster by formulas that take the first chunk for one token.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
+from validation.judging.tpot import NS_PER_MS, cumulative_tokens, request_tpot, total_tokens, tpot_by_tool_ms
 from validation.records import Request
-
-NS_PER_MS = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +35,6 @@ class Metrics:
     """The formulas of other tools on the same stamps, under their names."""
 
 
-def cumulative_tokens(request: Request) -> tuple[int, ...] | None:
-    """Tokens so far at each chunk: the server's counts, or one a chunk where its total shows that. Else None."""
-    if request.chunk_tokens is not None:
-        return request.chunk_tokens
-    chunks = len(request.chunk_ns)
-    return tuple(range(1, chunks + 1)) if chunks and request.output_tokens == chunks else None
-
-
 def metrics(request: Request) -> Metrics:
     """The metrics of ``request``.
 
@@ -54,43 +45,22 @@ def metrics(request: Request) -> Metrics:
         raise ValueError(
             f"request {request.index} has no answer ({request.error or 'no chunk'}); leave it out and count it"
         )
-    first_ns, last_ns = request.chunk_ns[0], request.chunk_ns[-1]
     gaps = [(b - a) / NS_PER_MS for a, b in zip(request.chunk_ns, request.chunk_ns[1:], strict=False)]
-    counts = cumulative_tokens(request)
-    total = request.output_tokens if request.output_tokens is not None else (counts[-1] if counts else None)
+    counts, total = cumulative_tokens(request) or (), total_tokens(request)
     itl: list[float] = []
-    tpot_ms = None
-    if counts is not None:
-        for gap, before, after in zip(gaps, counts, counts[1:], strict=False):
-            itl += [gap / (after - before)] * (after - before)
-        if total is not None and total > counts[0]:
-            tpot_ms = (last_ns - first_ns) / (total - counts[0]) / NS_PER_MS
+    for gap, before, after in zip(gaps, counts, counts[1:], strict=False):
+        itl += [gap / (after - before)] * (after - before)
+    decode = request_tpot(request)
     return Metrics(
-        ttft_ms=first_ns / NS_PER_MS,
-        tpot_ms=tpot_ms,
+        ttft_ms=request.chunk_ns[0] / NS_PER_MS,
+        tpot_ms=None if isinstance(decode, str) else decode.tpot_ms,
         e2e_ms=request.end_ns / NS_PER_MS,
         chunk_gaps_ms=tuple(gaps),
         itl_ms=tuple(itl),
         output_tokens=total,
         output_tokens_per_s=total / (request.end_ns / 1e9) if total and request.end_ns else None,
-        tpot_by_peer_ms=_by_peer(first_ns, last_ns, request.end_ns, total, request.chunk_tokens),
+        tpot_by_peer_ms=tpot_by_tool_ms(request),
     )
-
-
-def _by_peer(
-    first_ns: int, last_ns: int, end_ns: int, total: int | None, counts: Sequence[int] | None
-) -> dict[str, float]:
-    """TPOT as other tools define it (their sources: sglang 0.5.12, vLLM, guidellm 0.8.1, aiperf 0.13.0)."""
-    if total is None or total < 2:
-        return {}
-    # without counts a chunk, AIPerf takes the first chunk for one token
-    after_first = total - (counts[0] if counts else 1)
-    return {
-        "sglang.bench_serving": (end_ns - first_ns) / (total - 1) / NS_PER_MS,
-        "vllm bench serve": (last_ns - first_ns) / (total - 1) / NS_PER_MS,
-        "guidellm": last_ns / total / NS_PER_MS,
-        **({"aiperf": (last_ns - first_ns) / after_first / NS_PER_MS} if after_first > 0 else {}),
-    }
 
 
 def output_tokens_per_s(requests: Iterable[Request], wall_s: float) -> float:

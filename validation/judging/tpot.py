@@ -2,8 +2,8 @@
 
 TPOT of a request is ``(tN - t1) / (N - k1)``: the time from the first to the last content chunk, over the tokens that
 came after the first chunk. ``N`` and ``k1`` (tokens in the first chunk) are the server's own counts, so that a server
-that packs several tokens into one chunk is not flattered. A block's datum is the log of the ratio of the arms' means of
-that; requests are never treated as independent, they only make up the mean.
+that packs several tokens into one chunk is not flattered; without counts there is no TPOT. A block's datum is the log
+of the ratio of the arms' means of that; requests are never treated as independent, they only make up the mean.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class RequestTpot:
     tokens: int
     output_tokens: int
     k1_assumed: bool
-    """The server gave no cumulative counts; one token in the first chunk was assumed, as vLLM and SGLang do."""
+    """The server counted the total only, and it equals the chunks: none of them is empty, so each brought one token."""
     by_tool_ms: Mapping[str, float]
-    """The peers' formulas under their names, for comparison; never judged."""
+    """See ``tpot_by_tool_ms``."""
 
     @property
     def tpot_ms(self) -> float:
@@ -88,8 +88,8 @@ class BlockRatio:
     pairs: int = 1
     """Request pairs behind the datum."""
     unusable: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Reason (``error``, ``missing_partner``, ``no_tokens``, ``one_chunk``, ``output_tokens_differ``) to request pairs
-    left out."""
+    """Reason (``error``, ``missing_partner``, ``no_tokens``, ``no_counts``, ``one_chunk``, ``output_tokens_differ``) to
+    request pairs left out."""
     k1_assumed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,27 +103,62 @@ class BlockRatio:
         return statistics.fmean(where["C"]) - statistics.fmean(where["B"]) if where["B"] and where["C"] else 0.0
 
 
+def cumulative_tokens(request: Request) -> tuple[int, ...] | None:
+    """Tokens so far at each chunk: the server's counts, or one a chunk where its total shows that. Else None."""
+    if request.chunk_tokens is not None:
+        return request.chunk_tokens
+    chunks = len(request.chunk_ns)
+    return tuple(range(1, chunks + 1)) if chunks and request.output_tokens == chunks else None
+
+
 def request_tpot(request: Request) -> RequestTpot | str:
-    """The decode time of ``request``, or why it has none: ``error``, ``no_tokens`` or ``one_chunk``."""
+    """The decode time of ``request``, or why it has none: ``error``, ``no_tokens``, ``no_counts`` or ``one_chunk``."""
     if request.error is not None:
         return "error"
-    counts = request.chunk_tokens
-    total = request.output_tokens if request.output_tokens is not None else (counts[-1] if counts else None)
+    counts = cumulative_tokens(request)
+    total = total_tokens(request)
     if total is None or not request.chunk_ns:
         return "no_tokens"
-    first = counts[0] if counts else 1
+    if not counts:
+        return "no_counts"
     span_ns = request.chunk_ns[-1] - request.chunk_ns[0]
-    if total - first < 1 or span_ns <= 0:
+    if total - counts[0] < 1 or span_ns <= 0:
         return "one_chunk"
-    by_tool = {
-        "sglang": (request.end_ns - request.chunk_ns[0]) / max(total - 1, 1) / NS_PER_MS,
-        "vllm": span_ns / max(total - 1, 1) / NS_PER_MS,
-        "guidellm": request.chunk_ns[-1] / total / NS_PER_MS,
-        "aiperf": span_ns / (total - first) / NS_PER_MS,
-    }
     return RequestTpot(
-        request.index, request.started_utc_s, span_ns / NS_PER_MS, total - first, total, not counts, by_tool
+        request.index,
+        request.started_utc_s,
+        span_ns / NS_PER_MS,
+        total - counts[0],
+        total,
+        request.chunk_tokens is None,
+        tpot_by_tool_ms(request),
     )
+
+
+def tpot_by_tool_ms(request: Request) -> dict[str, float]:
+    """TPOT as other tools define it, under their names; for comparison, never judged. Empty below two tokens.
+
+    Sources: sglang 0.5.12, vLLM, guidellm 0.8.1, aiperf 0.13.0.
+    """
+    total = total_tokens(request)
+    if total is None or total < 2 or not request.chunk_ns:
+        return {}
+    first_ns, last_ns = request.chunk_ns[0], request.chunk_ns[-1]
+    # without counts a chunk, AIPerf takes the first chunk for one token
+    after_first = total - (request.chunk_tokens[0] if request.chunk_tokens else 1)
+    return {
+        "sglang.bench_serving": (request.end_ns - first_ns) / (total - 1) / NS_PER_MS,
+        "vllm bench serve": (last_ns - first_ns) / (total - 1) / NS_PER_MS,
+        "guidellm": last_ns / total / NS_PER_MS,
+        **({"aiperf": (last_ns - first_ns) / after_first / NS_PER_MS} if after_first > 0 else {}),
+    }
+
+
+def total_tokens(request: Request) -> int | None:
+    """As the server counted them, in its usage or at the last chunk."""
+    if request.output_tokens is not None:
+        return request.output_tokens
+    return request.chunk_tokens[-1] if request.chunk_tokens else None
 
 
 def measure_blocks(
