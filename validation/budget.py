@@ -116,7 +116,7 @@ def plan_budget(
         costs: what the parts take.
         base: thresholds; its design, blocks and scenarios are replaced.
         answers: the accuracy questions, whose time comes off the budget.
-        launches: in a block; one an arm.
+        launches: in a block; one an arm, or two in a quadruple.
         all_scenarios: drop none of ``wanted``, whatever is left for blocks.
 
     Raises:
@@ -129,16 +129,17 @@ def plan_budget(
             "duration, give --same-build with a run that measured them, or --blocks instead"
         )
     launch_s = ASSUMED_LAUNCH_S if costs.launch_s is None else costs.launch_s
+    of_both = max(launches, 2)  # a single server is compared with recorded launches, one a block
     one_s = costs.scenario_s.get(answers.scenario)
     answers_s = None if one_s is None else answers.launches * one_s
     left_s = budget_s - (answers_s or 0.0)
     seconds = {name: costs.scenario_s[name] for name in wanted}
     chosen = tuple(seconds)
     if not all_scenarios:
-        needed = plan_latency(costs.launch_sd, base).needed_blocks
+        needed = plan_latency(costs.launch_sd, base, launches_per_block=of_both).needed_blocks
         chosen = scenarios_for_budget(left_s * 2 / launches, needed, launch_s, seconds)
     block_s = block_seconds(launch_s, {name: seconds[name] for name in chosen}, launches=launches)
-    design = plan_latency(costs.launch_sd, base, block_s=block_s, budget_s=max(left_s, 0.0))
+    design = plan_latency(costs.launch_sd, base, launches_per_block=of_both, block_s=block_s, budget_s=max(left_s, 0.0))
     if design.plan is None:
         least_s = LatencyPlan.min_blocks * block_s + (answers_s or 0.0)
         raise ValueError(
@@ -164,9 +165,11 @@ def _notes(costs: Costs, answers: Answers, answers_s: float | None) -> tuple[str
     return tuple(notes)
 
 
-def prospects(plan: LatencyPlan) -> str:
-    """What ``plan`` could detect in its blocks of fresh launches, for a run without a budget."""
-    design = plan_latency(plan.recorded_launch_sd, plan, block_s=1.0, budget_s=float(plan.max_blocks))
+def prospects(plan: LatencyPlan, launches: int = 2) -> str:
+    """What ``plan`` could detect in its blocks of ``launches`` fresh launches, for a run without a budget."""
+    design = plan_latency(
+        plan.recorded_launch_sd, plan, launches_per_block=launches, block_s=1.0, budget_s=float(plan.max_blocks)
+    )
     if design.plan is None or design.detectable is None:
         return f"{plan.max_blocks} blocks are too few for a first look: no latency verdict can come of it."
     return (

@@ -248,7 +248,7 @@ def dry_run(settings: Settings) -> str:
     blocks = "quadruple blocks, ABBA or BAAB" if plan.visits == 2 else "blocks"
     lines.append(f"at most {plan.max_blocks} {blocks}; {decode}")
     lines.append(str(plan.latency))
-    lines.append(str(budget) if budget else prospects(plan.latency))
+    lines.append(str(budget) if budget else prospects(plan.latency, max(2, 2 * plan.visits)))
     if plan.form in ("single", "urls"):
         lines.append("given servers are not restarted, so what can be detected holds for fresh launches alone")
     return "\n".join(lines)

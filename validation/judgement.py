@@ -21,7 +21,7 @@ from validation.judging.kernel import judge_kernels
 from validation.judging.latency import PRIMARY, judge_latency, measure_blocks
 from validation.judging.single_server import ScenarioBaseline, judge_against_baseline
 from validation.judging.tokens import judge_tokens
-from validation.judging.tpot import measure_runs
+from validation.judging.tpot import measure_runs, tpot_obstacles
 from validation.judging.trace import KernelCount, RankCounts, TraceClaim, judge_trace, unreadable
 from validation.profiles import Profile
 from validation.records import (
@@ -204,7 +204,17 @@ def _latency_findings(records: Sequence[Record], plan: E2EPlan, declared: Mappin
         latency = declared.get("baseline", {}).get("latency", {})
         recorded = {name: ScenarioBaseline(**values) for name, values in latency.items()}
         findings = judge_against_baseline(runs, recorded, plan.latency)
+    without = tpot_obstacles(r for r in wanted if isinstance(r, Request))
+    findings = [_with_obstacles(finding, without) for finding in findings] if without else findings
     return [_refused(finding, error) for finding in findings] if error else findings
+
+
+def _with_obstacles(finding: Finding, without: Mapping[str, int]) -> Finding:
+    """A finding for which nothing was there to judge says why requests had no TPOT."""
+    if finding.verdict is not Verdict.NOT_RUN:
+        return finding
+    told = ", ".join(f"{count} for {reason}" for reason, count in without.items())
+    return dataclasses.replace(finding, sentence=f"{finding.sentence} Requests without a TPOT: {told}.")
 
 
 def _client_error(records: Sequence[Record], plan: E2EPlan) -> str:
@@ -221,17 +231,21 @@ def _client_error(records: Sequence[Record], plan: E2EPlan) -> str:
     return ""
 
 
-def _arm_trouble(notes: Sequence[Note]) -> str:
-    """Why an arm failed since the run was last resumed; empty where none did."""
+def _arm_trouble(notes: Sequence[Note]) -> Note | None:
+    """The note of an arm that failed since the run was last resumed; None where none did."""
     since = max((place for place, note in enumerate(notes) if note.topic == "resumed"), default=0)
-    return next((note.sentence for note in notes[since:] if note.topic == "arm_failed"), "")
+    return next((note for note in notes[since:] if note.topic == "arm_failed"), None)
 
 
-def _cut_short(finding: Finding, trouble: str) -> Finding:
-    if finding.verdict is not Verdict.PASS:
+def _cut_short(finding: Finding, trouble: Note) -> Finding:
+    """Less was measured than declared, so nothing passes; and of a server that changed nothing can be said at all."""
+    changed = trouble.data.get("reason") == "server_changed"
+    spoilt = (Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE) if changed else (Verdict.PASS,)
+    if finding.verdict not in spoilt:
         return finding
-    sentence = f"an arm failed ({trouble}); {finding.sentence}"
-    return dataclasses.replace(finding, verdict=Verdict.INCONCLUSIVE, reason="arm_failed", sentence=sentence)
+    reason, told = ("server_changed", "") if changed else ("arm_failed", "an arm failed: ")
+    sentence = f"{told}{trouble.sentence}; {finding.sentence}"
+    return dataclasses.replace(finding, verdict=Verdict.INCONCLUSIVE, reason=reason, sentence=sentence)
 
 
 def _refused(finding: Finding, error: str) -> Finding:

@@ -117,5 +117,7 @@ def test_a_run_without_launches_gives_nothing_and_does_not_fail() -> None:
 
 def test_prospects_of_a_plan_without_a_budget() -> None:
     assert "smallest detectable gain" in prospects(LatencyPlan(max_blocks=8))
+    pairs, quadruples = (prospects(LatencyPlan(max_blocks=8), launches) for launches in (2, 4))
+    assert int(pairs.split("power ")[1].split(" %")[0]) < int(quadruples.split("power ")[1].split(" %")[0])
     small, large = (prospects(LatencyPlan(max_blocks=8, recorded_launch_sd=LaunchSd(sd, 24, "x"))) for sd in (0.1, 0.6))
     assert small != large

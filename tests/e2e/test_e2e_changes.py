@@ -34,7 +34,7 @@ def test_a_server_that_becomes_another_cannot_pass(
         again = run_session(tmp_path, f"--server-url={url}", *PASSES, resume=True)
     assert session.status == EXIT_UNDECIDED, session.output
     accuracy = session.finding("accuracy")
-    assert (accuracy.verdict, accuracy.reason) == (Verdict.INCONCLUSIVE, "arm_failed")
+    assert (accuracy.verdict, accuracy.reason) == (Verdict.INCONCLUSIVE, "server_changed")
     assert f"block 1, candidate, word-problems: the server became another one ({said})" in accuracy.sentence
     (note,) = (r for r in session.records() if isinstance(r, Note) and r.topic == "arm_failed")
     assert note.data == {"reason": "server_changed"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 
 from validation.discovery import ROOT
 from validation.judgement import judge_records
-from validation.records import Note, Record, RecordError, Run, read_run
+from validation.records import Note, Record, RecordError, Request, Run, read_run
 from validation.verdicts import Finding, Verdict
 
 RECORDED = ROOT / "baselines" / "h200" / "tpot" / "run"
+SAME_BUILD = ROOT / "baselines" / "h200" / "same_build" / "run"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,32 @@ def test_a_failed_arm_lets_nothing_pass(records: list[Record]) -> None:
     assert (finding.verdict, finding.reason) == (Verdict.INCONCLUSIVE, "arm_failed")
     resumed = [*records, Note("arm_failed", "it did not start"), Note("resumed", "went on")]
     assert latency(resumed).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("folder", [RECORDED, SAME_BUILD], ids=["a gain", "none"])
+def test_of_a_server_that_changed_nothing_is_said(folder: pathlib.Path) -> None:
+    changed = Note("arm_failed", "the server became another one", {"reason": "server_changed"})
+    finding = latency([*read_run(folder), changed])
+    assert (finding.verdict, finding.reason) == (Verdict.INCONCLUSIVE, "server_changed")
+    assert finding.sentence.startswith("the server became another one; TPOT falls by")
+
+
+def test_the_recorded_negative_control_shows_no_gain() -> None:
+    finding = latency(read_run(SAME_BUILD))
+    assert (finding.verdict, finding.reason) == (Verdict.FAIL, "useful_gain_excluded")
+    assert abs(finding.numbers["gain_percent"]) < 0.01
+
+
+def test_requests_without_counts_are_named(records: list[Record]) -> None:
+    bare = [
+        dataclasses.replace(r, chunk_tokens=None, output_tokens=r.output_tokens + 1)
+        if isinstance(r, Request) and r.output_tokens
+        else r
+        for r in records
+    ]
+    finding = latency(bare)
+    assert (finding.verdict, finding.reason) == (Verdict.NOT_RUN, "no_blocks")
+    assert finding.sentence.endswith("Requests without a TPOT: 114 for no_counts.")
 
 
 def test_records_without_a_header_are_refused(records: list[Record]) -> None:

@@ -69,8 +69,8 @@ def test_tpot_divides_by_the_tokens_after_the_first_chunk() -> None:
 def test_a_total_that_equals_the_chunks_shows_one_token_in_the_first_and_is_counted() -> None:
     runs, (block,) = measure_blocks([*PAIR, request("b", 0, 10.0, counts=False), request("c", 0, 9.0, counts=False)])
     assert block.log_ratio == pytest.approx(math.log(0.9))
-    assert block.k1_assumed == 2
-    assert {r.k1_assumed for r in runs} == {1}
+    assert block.k1_from_total == 2
+    assert {r.k1_from_total for r in runs} == {1}
 
 
 def test_without_counts_there_is_no_tpot_however_regular_the_chunks() -> None:

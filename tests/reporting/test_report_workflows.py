@@ -100,7 +100,7 @@ def test_the_script_of_the_action_passes_options_and_status_through(tmp_path: pa
         "BASELINE_CMD": "serve",
         "SERVER_URL": "",
         "BASELINE_URL": "",
-        "GSM8K": "",
+        "GSM8K": str(tmp_path),
         "EXTRA": "--budget 90m",
     }
     text = "\n".join(line[8:] for line in script.splitlines())
@@ -110,8 +110,9 @@ def test_the_script_of_the_action_passes_options_and_status_through(tmp_path: pa
     assert done.returncode == 6, "an undecided run is red"
     called = (tmp_path / "called").read_text().splitlines()
     assert called == [
-        *("-m", "pytest", "-m", "kernel or e2e", "--gate", "pr", "--run-dir", f"{tmp_path}/run"),
-        *("--candidate-cmd", "serve --port {port}; echo $HOME", "--baseline-cmd", "serve", "--budget", "90m"),
+        *("-m", "pytest", "-m", "kernel or e2e", "--gate", "pr", f"--run-dir={tmp_path}/run"),
+        *("--candidate-cmd", "serve --port {port}; echo $HOME", "--baseline-cmd", "serve"),
+        *(f"--gsm8k={tmp_path}", "--budget", "90m"),  # pytest takes an existing path alone for a folder of tests
     ]
     output = (tmp_path / "output").read_text().splitlines()
     assert output == ["status=6", f"folder={tmp_path}/run", 'headline="a\\nstatus=0"']

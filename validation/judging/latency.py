@@ -105,7 +105,7 @@ def _obstacle(
         if share > plan.max_unusable_share:
             return (
                 "scenario_not_decidable",
-                f"{scenario} lost {100 * share:.1f} % of its request pairs to errors or unequal lengths;"
+                f"{scenario} lost {100 * share:.1f} % of its request pairs: errors, missing counts, unequal lengths;"
                 f" at most {100 * plan.max_unusable_share:g} % is accepted.",
             )
     if len(rows) > 1 and (np.std(np.asarray(rows), axis=0) == 0).any():

@@ -81,7 +81,7 @@ def experiment_numbers(
         "sign_flip_smallest_p": smallest,
         "sign_flip_note": "invalid: fixed servers" if is_fixed(used) else _reachable(smallest, plan.alpha),
         "unusable_share": unusable_share(used),
-        "k1_assumed_requests": sum(b.k1_assumed for b in used),
+        "k1_from_total_requests": sum(b.k1_from_total for b in used),
         "scenarios": _scenario_numbers(used, rows, plan),
         "components": components(runs).to_json() if runs else None,
     }

@@ -28,7 +28,7 @@ class RequestTpot:
     span_ms: float
     tokens: int
     output_tokens: int
-    k1_assumed: bool
+    k1_from_total: bool
     """The server counted the total only, and it equals the chunks: none of them is empty, so each brought one token."""
     by_tool_ms: Mapping[str, float]
     """See ``tpot_by_tool_ms``."""
@@ -60,7 +60,7 @@ class RunTpot:
     than ``concurrency`` are left."""
     request_sd_ms: float
     """Spread over requests, to look at; requests share steps, so it gives no standard error."""
-    k1_assumed: int
+    k1_from_total: int
     by_tool_ms: Mapping[str, float]
 
 
@@ -90,7 +90,7 @@ class BlockRatio:
     unusable: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Reason (``error``, ``missing_partner``, ``no_tokens``, ``no_counts``, ``one_chunk``, ``output_tokens_differ``) to
     request pairs left out."""
-    k1_assumed: int = 0
+    k1_from_total: int = 0
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.log_ratio):
@@ -133,6 +133,12 @@ def request_tpot(request: Request) -> RequestTpot | str:
         request.chunk_tokens is None,
         tpot_by_tool_ms(request),
     )
+
+
+def tpot_obstacles(requests: Iterable[Request]) -> dict[str, int]:
+    """Why requests have no TPOT, as ``request_tpot`` says it, and how many; the most frequent reason first."""
+    found = (request_tpot(request) for request in requests)
+    return dict(collections.Counter(reason for reason in found if isinstance(reason, str)).most_common())
 
 
 def tpot_by_tool_ms(request: Request) -> dict[str, float]:
@@ -280,7 +286,7 @@ def _run(
         ratio_of_sums_ms=sum(r.span_ms for r in requests) / sum(r.tokens for r in requests),
         steady_ms=statistics.fmean(r.tpot_ms for r in steady) if steady else None,
         request_sd_ms=statistics.stdev(tpots) if len(tpots) > 1 else 0.0,
-        k1_assumed=sum(r.k1_assumed for r in requests),
+        k1_from_total=sum(r.k1_from_total for r in requests),
         by_tool_ms={tool: statistics.fmean(r.by_tool_ms[tool] for r in requests) for tool in requests[0].by_tool_ms},
     )
 
@@ -307,5 +313,5 @@ def _block(
         log_ratio_steady=statistics.fmean(steady) if steady else None,
         pairs=sum(c.requests for c, _ in found),
         unusable=dict(unusable),
-        k1_assumed=sum(c.k1_assumed + b.k1_assumed for c, b in found),
+        k1_from_total=sum(c.k1_from_total + b.k1_from_total for c, b in found),
     )

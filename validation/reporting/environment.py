@@ -67,7 +67,9 @@ def _identities(judgement: Judgement) -> dict[str, list[Mapping[str, str]]]:
     by_arm: dict[str, list[Mapping[str, str]]] = {}
     for launch in judgement.launches:
         if launch.arm != CONTROL:
-            by_arm.setdefault(launch.arm, []).append(dict(flattened(launch.identity)))
+            # where its log lies says nothing of a build
+            said = {key: value for key, value in launch.identity.items() if key != "log"}
+            by_arm.setdefault(launch.arm, []).append(dict(flattened(said)))
     return by_arm
 
 
