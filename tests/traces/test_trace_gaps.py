@@ -247,6 +247,17 @@ def test_overlaps_of_one_lane_and_of_lanes_are_counted_apart_in_a_real_trace(cat
     assert set(ACCOUNTING) == set(Profiler)
 
 
+def test_the_plain_count_of_overlaps_misses_those_with_an_earlier_kernel(
+    arms: tuple[pathlib.Path, pathlib.Path],
+) -> None:
+    """Start minus the previous kernel's end, in order of start over all streams, against the latest end of all."""
+    for path, plain, latest in zip(arms, (684, 680), (756, 763), strict=True):
+        trace = read_trace(path)
+        gaps = trace.kernels.start_us[1:] - trace.kernels.end_us[:-1]
+        assert int((gaps <= -trace.resolution_us).sum()) == plain
+        assert totals(union_gaps(trace))[GapClass.NEGATIVE].count == latest
+
+
 def test_the_most_typical_pass_has_the_commonest_kernels_and_the_median_cost(cat_path: pathlib.Path) -> None:
     trace = read_trace(cat_path)
     steps = find_steps(trace)

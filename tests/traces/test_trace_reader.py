@@ -22,6 +22,7 @@ from validation.traces.scan import EventFile
 
 Json = dict[str, Any]
 GPU = {"kernel": Kind.KERNEL, "gpu_memcpy": Kind.MEMCPY, "gpu_memset": Kind.MEMSET}
+KEPT = {*GPU, "cuda_runtime", "cuda_driver", "user_annotation", "gpu_user_annotation"}
 SMALL = Limits(piece_bytes=1000)
 UNSHRUNK = (Phase.explicit, Phase.generate)
 """Shrinking a trace of thousands of events would take minutes."""
@@ -33,7 +34,7 @@ def test_every_kernel_of_a_real_trace_is_read_as_json_reads_it(
     for path in arms:
         trace = read_trace(path)
         events = [e for e in load(path)["traceEvents"] if e.get("cat") in GPU]
-        base = min(e["ts"] for e in load(path)["traceEvents"] if e.get("cat") in {*GPU, "cuda_runtime", "cpu_op"})
+        base = min(e["ts"] for e in load(path)["traceEvents"] if e.get("cat") in KEPT)
         expected = collections.Counter(
             (GPU[e["cat"]], e["name"], e["ts"] - base, e["dur"], e["tid"], e["args"]["correlation"]) for e in events
         )
@@ -175,6 +176,19 @@ def test_a_time_that_is_no_time_is_refused_with_its_byte(key: str, value: str, t
         read_trace(path)
     if value != "1e999":  # the parser refuses the number itself
         assert f"at byte {text.index(broken)} " in str(caught.value)
+
+
+def test_times_whose_sum_is_no_number_are_refused(kernels_as_trace: Callable[..., pathlib.Path]) -> None:
+    with pytest.raises(TraceError, match="sum is not finite"):
+        read_trace(kernels_as_trace(("k", 1, 1), ("k", 1e308, 1.7e308)))
+
+
+def test_operators_are_read_only_where_nothing_ran_on_a_gpu(kernels_as_trace: Callable[..., pathlib.Path]) -> None:
+    operator = {"ph": "X", "cat": "cpu_op", "name": "aten::cat", "ts": 1, "dur": 2, "pid": 9, "tid": 9}
+    with_kernel = read_trace(kernels_as_trace(("k", 1, 1), more=(operator,)))
+    assert (with_kernel.names, with_kernel.event_count) == (("k",), 2)
+    without = read_trace(kernels_as_trace(more=(operator,)))
+    assert (without.names, without.event_count, without.profiler) == (("aten::cat",), 1, Profiler.CPU)
 
 
 def test_a_bare_nan_beside_the_times_does_no_harm(tmp_path: pathlib.Path) -> None:

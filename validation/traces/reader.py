@@ -60,6 +60,9 @@ _KIND_OF_CATEGORY: dict[Any, Kind] = {
     "Operator": Kind.CPU_OP,
 }
 """Categories of Kineto since 2022, and those of the releases before."""
+_WITHOUT_OPERATORS: dict[Any, Kind] = {
+    category: kind for category, kind in _KIND_OF_CATEGORY.items() if kind is not Kind.CPU_OP
+}
 
 
 class Profiler(str, enum.Enum):
@@ -145,13 +148,13 @@ def read_trace(path: pathlib.Path, limits: Limits = Limits()) -> Trace:  # noqa:
     Raises:
         TraceError: the file is broken, cut short, over a limit, or holds a time that is no time.
     """
-    stream = EventFile(path, limits)
-    table = _Table(stream, limits)
-    with _no_cycle_collection():
-        for piece in stream:
-            table.add(piece)
+    stream, table = _read(path, limits, _WITHOUT_OPERATORS)
     events, base_us = table.events()
     on_gpu = events.kind <= Kind.MEMSET
+    if not on_gpu.any():  # seldom, so the operators, half of a trace's events, are read for it alone
+        stream, table = _read(path, limits, _KIND_OF_CATEGORY)
+        events, base_us = table.events()
+        on_gpu = np.zeros(len(events), bool)
     kernels = events.take(on_gpu if on_gpu.any() else events.kind == Kind.CPU_OP)
     launches = events.take(events.kind == Kind.LAUNCH)
     names = tuple(table.names)
@@ -199,6 +202,16 @@ def read_ranks(path: pathlib.Path, limits: Limits = Limits()) -> tuple[Trace, ..
     return tuple(traces)
 
 
+def _read(path: pathlib.Path, limits: Limits, kind_of: dict[Any, Kind]) -> tuple[EventFile, _Table]:
+    """The events of the categories in ``kind_of``, and the file, whose header is complete."""
+    stream = EventFile(path, limits)
+    table = _Table(stream, limits, kind_of)
+    with _no_cycle_collection():
+        for piece in stream:
+            table.add(piece)
+    return stream, table
+
+
 @contextlib.contextmanager
 def _no_cycle_collection() -> Iterator[None]:
     """Parsed JSON holds no cycles, and looking for some among its many objects takes a fifth of the time."""
@@ -216,81 +229,76 @@ def _stage(path: pathlib.Path) -> str | None:
     return found.group(1).upper() if found else None
 
 
+class _Numbers(dict[Any, int]):
+    """Numbers its keys from 0 as they are looked up."""
+
+    def __missing__(self, key: Any) -> int:
+        self[key] = number = len(self)
+        return number
+
+
 class _Table:
     """Rows of the wanted events, piece by piece turned into columns."""
 
-    def __init__(self, stream: EventFile, limits: Limits) -> None:
-        self.names: dict[str, int] = {}
-        self.lanes: dict[tuple[Any, Any], int] = {}
+    def __init__(self, stream: EventFile, limits: Limits, kind_of: dict[Any, Kind]) -> None:
+        self.names = _Numbers()
+        self.lanes = _Numbers()
         self.seen = 0
         self._kept = 0
         self._stream = stream
         self._limits = limits
+        self._kind_of = kind_of
         self._parts: list[Events] = []
 
     def add(self, piece: Piece) -> None:
-        """Keep the wanted events of ``piece``."""
+        """Keep the wanted events of ``piece``: a loop a column, because that is the reader's hot path."""
         self.seen += len(piece.events)
+        kind_of = self._kind_of
         try:
-            wanted = [event for event in piece.events if event.get("cat") in _KIND_OF_CATEGORY]
+            kept = [event for event in piece.events if event.get("cat") in kind_of and event.get("ph") == "X"]
         except (AttributeError, TypeError):
             raise self._broken(piece, _first_malformed(piece.events), "is no object with a text cat") from None
-        kinds: list[int] = []
-        rows: list[int] = []
-        starts: list[Any] = []
-        durations: list[Any] = []
-        lanes: list[int] = []
-        correlations: list[int] = []
-        external_ids: list[int] = []
-        kept: list[dict[str, Any]] = []
-        name_of, lane_of = self.names, self.lanes
-        for event in wanted:
-            if event.get("ph") != "X":
-                continue
-            name, lane = event.get("name"), (event.get("pid"), event.get("tid"))
-            try:
-                if name not in name_of or lane not in lane_of:
-                    self._introduce(piece, event, name, lane)
-            except TypeError:
-                raise self._broken(piece, event, "has a list or object as name, pid or tid") from None
-            args = event.get("args")
-            if type(args) is not dict:
-                args = {}
-            kept.append(event)
-            kinds.append(_KIND_OF_CATEGORY[event["cat"]])
-            rows.append(name_of[name])
-            starts.append(event.get("ts"))
-            durations.append(event.get("dur", 0))
-            lanes.append(lane_of[lane])
-            correlations.append(_identifier(args.get("correlation")))
-            external_ids.append(_identifier(args.get("External id", args.get("external id"))))
         self._kept += len(kept)
         if self._kept > self._limits.kept_events:
             raise TraceError(
                 f"{self._stream.name} holds more than {self._limits.kept_events} events to keep; raise the limit"
             )
-        self._check_times(piece, kept, starts, durations)
+        names, lanes = self._number(piece, kept)
+        starts, durations = self._times(piece, kept)
+        args = [found if type(found := event.get("args")) is dict else {} for event in kept]
+        correlations = [_identifier(found.get("correlation")) for found in args]
+        external_ids = [_identifier(found.get("External id", found.get("external id"))) for found in args]
         self._parts.append(
             Events(
-                kind=np.array(kinds, np.uint8),
-                name=np.array(rows, np.int64),
-                start_us=np.array(starts, np.float64),
-                duration_us=np.array(durations, np.float64),
+                kind=np.array([kind_of[event["cat"]] for event in kept], np.uint8),
+                name=np.array(names, np.int64),
+                start_us=starts,
+                duration_us=durations,
                 lane=np.array(lanes, np.int64),
                 correlation=np.array(correlations, np.int64),
                 external_id=np.array(external_ids, np.int64),
             )
         )
 
-    def _introduce(self, piece: Piece, event: dict[str, Any], name: Any, lane: tuple[Any, Any]) -> None:
-        """Number a name and a lane."""
-        if type(name) is not str or len(name) > self._limits.name_chars:
-            raise self._broken(piece, event, f"has no name, or one over {self._limits.name_chars} characters")
-        if not _is_lane(lane[0]) or not _is_lane(lane[1]):
-            problem = f"has pid {lane[0]!r:.40} and tid {lane[1]!r:.40}, expected numbers or texts"
-            raise self._broken(piece, event, problem)
-        self.names.setdefault(name, len(self.names))
-        self.lanes.setdefault(lane, len(self.lanes))
+    def _number(self, piece: Piece, kept: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
+        """The number of each event's name and of its lane."""
+        known_names, known_lanes = len(self.names), len(self.lanes)
+        try:
+            names = [self.names[event.get("name")] for event in kept]
+            lanes = [self.lanes[event.get("pid"), event.get("tid")] for event in kept]
+        except TypeError:
+            nested = next(e for e in kept if {type(e.get(key)) for key in ("name", "pid", "tid")} & {list, dict})
+            raise self._broken(piece, nested, "has a list or object as name, pid or tid") from None
+        for name in itertools.islice(self.names, known_names, None):
+            if type(name) is not str or len(name) > self._limits.name_chars:
+                event = next(event for event in kept if event.get("name") is name)
+                raise self._broken(piece, event, f"has no name, or one over {self._limits.name_chars} characters")
+        for pid, tid in itertools.islice(self.lanes, known_lanes, None):
+            if not _is_lane(pid) or not _is_lane(tid):
+                event = next(event for event in kept if (event.get("pid"), event.get("tid")) == (pid, tid))
+                problem = f"has pid {pid!r:.40} and tid {tid!r:.40}, expected numbers or texts"
+                raise self._broken(piece, event, problem)
+        return names, lanes
 
     def events(self) -> tuple[Events, float]:
         """All rows, times counted from the first, and the first's time in the file."""
@@ -301,15 +309,21 @@ class _Table:
         base_us = float(whole.start_us.min()) if len(whole) else 0.0
         return dataclasses.replace(whole, start_us=whole.start_us - base_us), base_us
 
-    def _check_times(self, piece: Piece, kept: list[dict[str, Any]], starts: list[Any], durations: list[Any]) -> None:
+    def _times(self, piece: Piece, kept: list[dict[str, Any]]) -> tuple[Floats, Floats]:
+        """The start and duration of each event, in the file's microseconds."""
+        starts = [event.get("ts") for event in kept]
+        durations = [event.get("dur", 0) for event in kept]
         if {*map(type, starts), *map(type, durations)} <= {int, float}:
-            start, duration = np.array(starts, np.float64), np.array(durations, np.float64)
-            if np.isfinite(start + duration).all() and (duration >= 0).all():
-                return
+            start_us, duration_us = np.array(starts, np.float64), np.array(durations, np.float64)
+            with np.errstate(over="ignore"):
+                end_us = start_us + duration_us
+            if np.isfinite(end_us).all() and (duration_us >= 0).all():
+                return start_us, duration_us
         for event, start, duration in zip(kept, starts, durations, strict=True):
             if not _is_time(start) or not _is_time(duration) or duration < 0:
                 problem = f"has ts {start!r:.40} and dur {duration!r:.40}; expected finite microseconds, dur at least 0"
                 raise self._broken(piece, event, problem)
+        raise self._broken(piece, kept[0], "or one after it has ts and dur whose sum is not finite")
 
     def _broken(self, piece: Piece, event: Any, problem: str) -> TraceError:
         index = next((i for i, candidate in enumerate(piece.events) if candidate is event), 0)

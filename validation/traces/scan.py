@@ -209,8 +209,8 @@ class EventFile:
                 )
             if len(self._buffer) > self._limits.event_bytes:
                 raise TraceError(
-                    f"{self.name} has an event of more than {self._limits.event_bytes} bytes at byte {self._offset}; "
-                    "raise the limit if it is meant"
+                    f"{self.name} has an event of more than {self._limits.event_bytes} bytes at byte {self._offset}, "
+                    "or one broken there; copy or record it again, or raise the limit if it is meant"
                 )
             self._fill(2 * len(self._buffer))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import itertools
 import re
 
 import numpy as np
@@ -146,8 +147,8 @@ def _by_span(trace: Trace, found: Events) -> Ints:
 def rows_of_each(values: Ints) -> dict[int, Ints]:
     """The rows that hold each value, in order."""
     order = np.argsort(values, kind="stable")
-    borders = np.flatnonzero(np.diff(values[order])) + 1
-    return {int(values[rows[0]]): rows for rows in np.split(order, borders) if len(rows)}
+    borders = [0, *(np.flatnonzero(np.diff(values[order])) + 1).tolist(), len(order)]
+    return {int(values[order[begin]]): order[begin:end] for begin, end in itertools.pairwise(borders) if end > begin}
 
 
 def _starts_new(found: Events) -> npt.NDArray[np.bool_]:
@@ -254,10 +255,11 @@ def _find_layers(
     if ignore is not None:
         steady &= np.array([re.search(ignore, name) is None for name in trace.names], bool)
     rows = [np.flatnonzero(step == s) for s in range(steps)]
+    places = [rows_of_each(names[row]) for row in rows]
     chains: dict[int, list[int]] = {}
     for count in {int(c) for c in table[0][steady]} if wanted is None else {wanted}:
         members = np.flatnonzero(steady & (table[0] == count))[:_MAX_NAMES]
-        chains[count] = _interleaved_in_all(rows, names, [int(n) for n in members])
+        chains[count] = _interleaved_in_all(places, [int(n) for n in members])
     layers = _best_period(chains, 2 if wanted is None else 1)
     if not layers:
         looked = f" for {wanted} layers" if wanted else ""
@@ -281,13 +283,15 @@ def _best_period(chains: dict[int, list[int]], least: int) -> int:
     return max(c for c in supported if best <= c < 2 * best and 2 * supported[c] >= supported[best])
 
 
-def _interleaved_in_all(rows: list[Ints], names: Ints, members: list[int]) -> list[int]:
-    """The largest set of names that interleave in every step, in their order in the first."""
+def _interleaved_in_all(places: list[dict[int, Ints]], members: list[int]) -> list[int]:
+    """The largest set of ``members`` that interleave in every step, in their order in the first.
+
+    ``places`` maps, for each step, the names to their positions in it.
+    """
     common: set[int] | None = None
     first: list[int] = []
-    for row in rows:
-        places = rows_of_each(names[row])
-        chain = _interleaved({name: places[name] for name in members})
+    for of_step in places:
+        chain = _interleaved({name: of_step[name] for name in members})
         first = first or chain
         common = set(chain) if common is None else common & set(chain)
     return [name for name in first if common and name in common]
