@@ -10,6 +10,8 @@ every client through every case in turn and prints ratios: this machine's figure
 
 A peer's CPU time is that of all its processes between the first request and the last token, which leaves out start-up
 and report. Ours is that of all its processes, parsing included, from the first request until the last record is made.
+The client *floor* (``client_floor.c``) reads every event as it comes and parses nothing: the least that a client takes
+which does so, on this kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -31,10 +32,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PREFILL_STEPS = 5
-"""As in the self-test: the streams begin when the connections are open."""
+FLOOR = ROOT / "bench" / "client_floor.c"
+OWN = ("ours", "ours_openai", "floor")
+"""What needs no environment of its own."""
 SAMPLE_S = 0.02
-"""Between two readings of a peer's CPU time; the kernel counts it in 10 ms."""
+"""Between two readings of a peer's CPU time."""
 RUN_LIMIT_S = 240.0
 
 PEERS: dict[str, tuple[str, ...]] = {
@@ -75,13 +77,13 @@ class Result:
     errors: int
 
 
-def paced(concurrency: int, tokens_per_event: int, events: int) -> Case:
+def paced(concurrency: int, tokens_per_event: int, events: int, step_ms: float | None) -> Case:
     """20 ms steps, longer where one server process could not keep the schedule."""
-    step_ms = max(20.0, concurrency / 10)
+    step_ms = step_ms or max(20.0, concurrency / 10)
     return Case(concurrency, 2 * concurrency, events * tokens_per_event, tokens_per_event, step_ms)
 
 
-def flood(concurrency: int, tokens_per_event: int, events: int) -> Case:
+def flood(concurrency: int, tokens_per_event: int, events: int, _: float | None) -> Case:
     """Enough requests for a steady state."""
     return Case(concurrency, max(4 * concurrency, 400), events * tokens_per_event, tokens_per_event, 0.0)
 
@@ -93,6 +95,9 @@ def command(client: str, python: str, url: str, case: Case, folder: pathlib.Path
     """How ``client`` is started; it leaves its TPOTs where ``tpots_ms`` finds them."""
     bin_folder = pathlib.Path(python).parent
     count, width = str(case.requests), str(case.concurrency)
+    if client == "floor":
+        subprocess.run(["cc", "-O2", "-o", str(folder / "floor"), str(FLOOR)], check=True)
+        return [str(folder / "floor"), url.rpartition(":")[2], width, count, str(folder / "result.json")]
     if client in ("ours", "ours_openai", "sglang"):
         return [python, __file__, "--drive", client, url, str(folder), json.dumps(dataclasses.asdict(case))]
     if client == "aiperf":
@@ -204,11 +209,12 @@ class CpuMeter:
     def _run(self) -> None:
         while not self._stop.wait(SAMPLE_S):
             for pid in _tree(self._pid):
-                try:
-                    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                except OSError:
-                    continue
-                self._last[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                for task in _tasks(pid):
+                    try:
+                        ran_ns = int((task / "schedstat").read_text().split()[0])
+                    except OSError:
+                        continue
+                    self._last[int(task.name)] = ran_ns / 1e9
             self.readings.append((time.perf_counter_ns(), sum(self._last.values())))
 
     def stop(self) -> None:
@@ -221,14 +227,22 @@ class CpuMeter:
         return after - before
 
 
+def _tasks(pid: int) -> list[pathlib.Path]:
+    try:
+        return list(pathlib.Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []
+
+
 def _tree(pid: int) -> Iterator[int]:
     yield pid
-    try:
-        for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield from _tree(int(child))
-    except OSError:
-        return
+    for task in _tasks(pid):
+        try:
+            children = (task / "children").read_text().split()
+        except OSError:
+            continue
+        for child in children:
+            yield from _tree(int(child))
 
 
 def measure(client: str, python: str, case: Case) -> Result:
@@ -239,8 +253,9 @@ def measure(client: str, python: str, case: Case) -> Result:
     """
     from validation.client.fake_server import FakeServerProcess, Schedule
     from validation.client.identity import get_json
+    from validation.client.selftest import prefill_steps
 
-    prefill = PREFILL_STEPS if case.step_ms else 0
+    prefill = prefill_steps(case.concurrency, case.step_ms) if case.step_ms else 0
     schedule = Schedule(case.tokens, case.step_ms, case.tokens_per_event, case.tokens_per_event, prefill)
     with tempfile.TemporaryDirectory() as name, FakeServerProcess.start(schedule) as server:
         folder = pathlib.Path(name)
@@ -275,11 +290,13 @@ def _result(
     asked = [stream["asked_ns"] for stream in streams]
     tokens_per_s = (len(streams) - case.concurrency) * case.tokens / ((asked[-1] - asked[case.concurrency - 1]) / 1e9)
     cpu_s = meter.between(asked[0], max(stream["last_ns"] for stream in streams))
-    if client.startswith("ours"):
+    if client in OWN:
         own = json.loads((folder / "result.json").read_text())
         cpu_s = own["cpu_s"]
         tokens_per_s = tokens / own["wall_s"]  # to the last parsed record, which is later than the last byte
     bias = server_error = None
+    if client == "floor":  # it knows reads, one an event, and no tokens
+        tpots = [event_ms / case.tokens_per_event for event_ms in tpots]
     if case.step_ms:
         after_first = case.tokens - case.tokens_per_event
         true_ms = statistics.fmean((s["last_ns"] - s["first_ns"]) / after_first / 1e6 for s in streams)
@@ -339,7 +356,7 @@ def _tokenizer(folder: pathlib.Path) -> pathlib.Path:
 
 def best(results: Sequence[Result], case: Case, value: Callable[[Result], float], larger: bool) -> Result | None:
     """The peer that did best in ``case`` without an error."""
-    peers = [r for r in results if r.case == case and not r.client.startswith("ours") and not r.errors]
+    peers = [r for r in results if r.case == case and r.client not in OWN and not r.errors]
     return (max if larger else min)(peers, key=value, default=None)
 
 
@@ -357,7 +374,7 @@ def show(results: Sequence[Result], missing: Sequence[str]) -> str:
                 line += f" (server off its plan {result.server_error_percent:+.3f} %)"
             if result.errors:
                 line += f"  {result.errors} errors"
-            if result.client.startswith("ours") and cheapest and fastest:
+            if result.client in OWN and cheapest and fastest:
                 line += f"  CPU 1/{cheapest.cpu_us_per_token / result.cpu_us_per_token:.1f} of {cheapest.client}"
                 if not case.step_ms:
                     line += f", rate {result.tokens_per_s / fastest.tokens_per_s:.1f} x {fastest.client}"
@@ -369,10 +386,11 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=pathlib.Path, help="folder of the peers' virtual environments")
-    parser.add_argument("--clients", nargs="+", default=["ours", "ours_openai", *PEERS])
+    parser.add_argument("--clients", nargs="+", default=[*OWN, *PEERS])
     parser.add_argument("--concurrency", nargs="+", type=int, default=[16, 64, 256, 1200])
     parser.add_argument("--tokens-per-event", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--kinds", nargs="+", default=["paced", "flood"], choices=["paced", "flood"])
+    parser.add_argument("--step-ms", type=float, help="of the paced cases, else 20 or what many streams need")
     parser.add_argument("--events", type=int, default=64, help="events of one answer")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--output", type=pathlib.Path, help="where the results go as JSON lines")
@@ -386,18 +404,18 @@ def main() -> None:
     pythons, missing = {}, []
     for client in options.clients:
         try:
-            pythons[client] = sys.executable if client.startswith("ours") else prepare(client, options.peers.resolve())
+            pythons[client] = sys.executable if client in OWN else prepare(client, options.peers.resolve())
         except (RuntimeError, AttributeError) as error:
             missing.append(f"{client} is missing: {error if options.peers else 'give --peers FOLDER'}")
     kinds = {"paced": paced, "flood": flood}
-    cases = [kinds[k](c, t, options.events) for k in options.kinds for t in options.tokens_per_event
+    cases = [kinds[k](c, t, options.events, options.step_ms) for k in options.kinds for t in options.tokens_per_event
              for c in options.concurrency]  # fmt: skip
     results: list[Result] = []
     for case in [case for case in cases for _ in range(options.repeat)]:
         for client, python in pythons.items():
             try:
                 results.append(measure(client, python, case))
-            except (RuntimeError, OSError, ValueError, KeyError) as error:
+            except (RuntimeError, OSError, ValueError, KeyError, subprocess.CalledProcessError) as error:
                 missing.append(f"{client} failed in {case.name}: {error}")
                 print(missing[-1], file=sys.stderr, flush=True)
                 continue

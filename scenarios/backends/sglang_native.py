@@ -4,6 +4,7 @@ server runs with ``--incremental-streaming-output``."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -97,11 +98,14 @@ def _parse_usual(events: Sequence[bytes]) -> Answer | None:
     try:
         last = orjson.loads(whole[-1])
         meta, text, output_ids = last["meta_info"], last["text"], last["output_ids"]
-        counts = [_count(event) for event in whole]
+        # the key cannot stand inside a text, whose quotes are escaped
+        counts = [int(event.rpartition(_COUNT)[2].partition(b",")[0].removesuffix(b"}}")) for event in whole]
         kind = meta["finish_reason"]["type"]
         numbers = [*output_ids, meta["completion_tokens"], meta["prompt_tokens"], meta["cached_tokens"]]
         usual = (
             all(map(operator.lt, [0, *counts], counts))
+            and all(map(bytes.startswith, whole, itertools.repeat(b"{")))
+            and all(map(bytes.endswith, whole, itertools.repeat(b"}}")))
             and len(output_ids) == meta["completion_tokens"] == counts[-1]
             and kind in ("length", "stop")
             and type(text) is str
@@ -123,18 +127,6 @@ def _parse_usual(events: Sequence[bytes]) -> Answer | None:
         output_tokens=counts[-1],
         finish_reason=kind,
     )
-
-
-def _count(event: bytes) -> int:
-    """``completion_tokens`` of one event, read from its end; -1 where it may hold anything that must be decoded.
-
-    The key cannot stand inside a text, whose quotes are escaped.
-    """
-    place = event.rfind(_COUNT)
-    end = event.find(b",", place)
-    if place < 0 or event[:1] != b"{" or event[-2:] != b"}}":
-        return -1
-    return int(event[place + len(_COUNT) : end if end > 0 else -2])
 
 
 def _finish(reason: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from validation.client import Backend, Prompt, Sampling
+from validation.client import Answer, Backend, Prompt, Sampling
 from validation.discovery import load_all
 
 BACKENDS: dict[str, Backend] = load_all("scenarios/backends", "BACKEND")
@@ -141,3 +141,59 @@ def test_an_aborted_request_is_an_error() -> None:
     answer = BACKENDS["sglang_native"].parse([json.dumps(event).encode()])
     assert answer.error is not None
     assert "too long" in answer.error
+
+
+def native_events(counts: list[int], extra: dict[str, Any]) -> list[bytes]:
+    """A cumulative stream as SGLang sends it, ``extra`` behind the count."""
+    return [
+        json.dumps(
+            {
+                "text": 'a "completion_tokens": 7, ' * count,
+                "output_ids": list(range(count)),
+                "meta_info": {
+                    "finish_reason": {"type": "length"} if count == counts[-1] else None,
+                    "prompt_tokens": 3,
+                    "cached_tokens": 0,
+                    "completion_tokens": count,
+                    **extra,
+                },
+            }
+        ).encode()
+        for count in counts
+    ] + [b"[DONE]"]
+
+
+@pytest.mark.parametrize("extra", [{}, {"e2e_latency": 0.5}, {"x": {"y": 1}}], ids=["last", "inside", "before"])
+def test_the_fast_pass_of_a_native_stream_takes_the_counts_that_the_slow_pass_takes(extra: dict[str, Any]) -> None:
+    native: Any = BACKENDS["sglang_native"]
+    events = native_events([1, 3, 4, 12], extra)
+    fast: Answer | None = native.parse.__globals__["_parse_usual"](events)
+    assert fast is not None
+    assert fast == native._parse_slowly(events)
+    assert (fast.error, fast.chunk_tokens) == (None, (1, 3, 4, 12))
+
+
+@pytest.mark.parametrize("kept", [slice(1, None), slice(-1), slice(-2), slice(-3)], ids=str)
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_an_event_without_its_beginning_or_end_is_an_error(number: int, kept: slice) -> None:
+    events = native_events([1, 3, 4], {})
+    events[number] = events[number][kept]
+    assert f"event {number} is not valid JSON" in str(BACKENDS["sglang_native"].parse(events).error)
+
+
+@given(
+    counts=st.lists(st.integers(0, 6), min_size=1, max_size=5) | st.just([1, 2, 5]),
+    event=st.integers(0, 9),
+    cut=st.integers(1, 400),
+    twist=st.sampled_from([b"", b"}", b"{", b"\xff", b"[1]"]),
+)
+def test_a_native_stream_cut_short_is_no_answer_of_the_fast_pass(
+    counts: list[int], event: int, cut: int, twist: bytes
+) -> None:
+    """Counts that fall or stand still, and an event whose end is missing: the fast pass leaves them to the slow one."""
+    native: Any = BACKENDS["sglang_native"]
+    events = native_events(counts, {})
+    assert native.parse(events) == native._parse_slowly(events)
+    number = event % len(counts)
+    events[number] = events[number][: -min(cut, len(events[number]))] + twist
+    assert native.parse(events) == native._parse_slowly(events)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 
 import pytest
 
 from validation.client import Backend, ClientError, LoadReport
-from validation.client.fake_server import Schedule, StreamTimes
-from validation.client.selftest import compare, self_test
+from validation.client.fake_server import FakeServer, Schedule, StreamTimes, _Connection
+from validation.client.selftest import compare, prefill_steps, self_test
 from validation.discovery import load_all
 from validation.records import Request
 
@@ -74,3 +75,25 @@ def test_a_server_off_its_plan_is_told_apart_from_the_client() -> None:
 def test_one_chunk_says_nothing() -> None:
     with pytest.raises(ClientError, match="one chunk"):
         self_test(NATIVE, 1, step_ms=1, tokens=1, rounds=1)
+
+
+@pytest.mark.parametrize(("concurrency", "step_ms", "steps"), [(64, 20, 5), (1200, 20, 15), (1200, 120, 5)])
+def test_answers_begin_when_the_connections_are_open(concurrency: int, step_ms: float, steps: int) -> None:
+    assert prefill_steps(concurrency, step_ms) == steps
+
+
+def test_a_stream_of_the_fake_server_keeps_its_place_in_the_step() -> None:
+    """Else the streams behind one that ends would be served earlier in their last step than in their first."""
+    with FakeServer(Schedule(4, 20)) as server, socket.socket() as sock:
+        first, second, third, fourth = (_Connection(sock) for _ in range(4))
+        for stream in (first, second, third):
+            server._join(stream)
+        server._leave(first)
+        server._leave(second)
+        server._join(fourth)
+        assert (fourth.slot, third.slot) == (0, 2)
+        server._join(second)
+        assert (fourth.slot, second.slot, third.slot) == (0, 1, 2)
+        for stream in (second, third, fourth):
+            server._leave(stream)
+        assert not server._busy()

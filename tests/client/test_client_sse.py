@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from validation.client import sse
 from validation.client.hotloop import read_head
-from validation.client.sse import BadStream, read_events
+from validation.client.sse import BadStream, Events, events_of, read_events
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
@@ -93,3 +94,61 @@ def test_headers_are_read_without_regard_to_case() -> None:
     head = read_head(HEAD.replace(b"Transfer-Encoding: chunked", b"TRANSFER-ENCODING:  Chunked"))
     assert head is not None
     assert head.chunked
+
+
+def usual(*payloads: bytes) -> bytes:
+    return HEAD + chunked(*(b"data: " + payload + b"\n\n" for payload in payloads))
+
+
+def told(raw: bytes) -> Events | str:
+    try:
+        return events_of(raw, range(1, len(raw) + 1), range(len(raw)))
+    except BadStream as error:
+        return str(error)
+
+
+def test_the_usual_stream_takes_the_fast_pass() -> None:
+    for raw in (usual(b"{}"), usual(b'{"a": 1}' * 40, b"[DONE]"), usual(b"one").replace(b"\r\nb\r", b"\r\nB\r")):
+        assert sse._one_event_a_chunk(raw, len(HEAD)) is not None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        HEAD + chunked(b"data: a\rdata: b\n\n"),
+        HEAD + chunked(b"data:ab\n\n"),
+        HEAD + chunked(b"event:a\n\n", b"data: a\n\n"),
+        HEAD + chunked(b"data: a\nid: 1\n"),
+        usual(b"a", b"b").replace(b"\n\n\r\n", b"\n\n\t\n", 1),
+        usual(b"a", b"b").replace(b"\n9\r\n", b"\na\r\n", 1),
+        usual(b"a", b"b").replace(b"\n9\r\n", b"\n9\n", 1),
+        usual(b"a", b"b").replace(b"\n9\r\n", b"\n9;x\r\n", 1),
+        usual(b"a", b"b").replace(b"0\r\n\r\n", b""),
+        usual(b"a", b"b").replace(b"0\r\n\r\n", b"0\r\nTrailer: 1\r\n\r\n"),
+    ],
+    ids=["lines", "no blank", "field", "id", "chunk's end", "size", "size's end", "extension", "cut", "trailer"],
+)
+def test_any_other_stream_does_not(raw: bytes) -> None:
+    assert sse._one_event_a_chunk(raw, len(HEAD)) is None
+
+
+# what servers, proxies and a hostile end could put in the way of the fast pass
+TWISTS = [b"\r", b"\n", b"\r\n", b"\n\n", b"0", b"A", b" ", b"data: ", b"data:", b": x\n\n", b"0\r\n\r\n", b";x=1", b""]
+
+
+@given(
+    payloads=st.lists(st.binary(max_size=20), min_size=1, max_size=4),
+    place=st.integers(0, 400),
+    removed=st.integers(0, 8),
+    twist=st.sampled_from(TWISTS),
+)
+def test_the_fast_pass_says_what_the_slow_pass_says(
+    payloads: list[bytes], place: int, removed: int, twist: bytes
+) -> None:
+    raw = usual(*payloads)
+    place = len(HEAD) + place % (len(raw) - len(HEAD))
+    raw = raw[:place] + twist + raw[place + removed :]
+    fast = told(raw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sse, "_one_event_a_chunk", lambda raw, start: None)
+        assert told(raw) == fast

@@ -10,6 +10,7 @@ stamps; it ends when its standard input does. It needs the standard library only
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -170,6 +171,8 @@ class _Connection:
     times: StreamTimes | None = None
     after: str = "close"
     """What follows the last byte: ``close``, ``reset`` or nothing at all (``stall``)."""
+    slot: int | None = None
+    """Its place in the decode batch while it has steps to go."""
 
 
 class FakeServer:
@@ -197,7 +200,9 @@ class FakeServer:
         self._wake, self._woken = socket.socketpair()
         self._epoll.register(self._woken.fileno(), select.EPOLLIN)
         self._connections: dict[int, _Connection] = {}
-        self._stepping: list[_Connection] = []
+        # a stream keeps its slot, so that it is served at the same moment of its first step and of its last
+        self._slots: list[_Connection | None] = []
+        self._free_slots: collections.deque[int] = collections.deque()
         self._ended: list[_Connection] = []
         self._thread: threading.Thread | None = None
 
@@ -220,7 +225,7 @@ class FakeServer:
         due = 0
         while True:
             wait_s = -1.0
-            if self._stepping or self._ended:
+            if self._busy():
                 left = due - time.perf_counter_ns()
                 wait_s = max(0, left // 1_000_000) / 1e3  # epoll counts in milliseconds, rounded up
             for fd, mask in self._epoll.poll(wait_s):
@@ -231,7 +236,7 @@ class FakeServer:
                     self._accept()
                 elif fd in self._connections:
                     self._ready(self._connections[fd], mask)
-            if not self._stepping and not self._ended:
+            if not self._busy():
                 due = 0
                 continue
             now = time.perf_counter_ns()
@@ -241,6 +246,22 @@ class FakeServer:
                     time.sleep((due - now) / 1e9)
                 self._step(due)
                 due += step_ns
+
+    def _busy(self) -> bool:
+        return len(self._slots) > len(self._free_slots) or bool(self._ended)
+
+    def _join(self, connection: _Connection) -> None:
+        if not self._free_slots:
+            self._free_slots.append(len(self._slots))
+            self._slots.append(None)
+        connection.slot = self._free_slots.popleft()
+        self._slots[connection.slot] = connection
+
+    def _leave(self, connection: _Connection) -> None:
+        if connection.slot is not None:
+            self._slots[connection.slot] = None
+            self._free_slots.append(connection.slot)
+            connection.slot = None
 
     def _accept(self) -> None:
         while True:
@@ -296,7 +317,7 @@ class FakeServer:
         self.times.append(times)
         if self.schedule.step_ms:
             connection.steps, connection.prefill_steps = steps, self.schedule.prefill_steps
-            self._stepping.append(connection)
+            self._join(connection)
             return
         times.first_ns = times.first_due_ns = time.perf_counter_ns()
         connection.out = memoryview(b"".join(steps))
@@ -338,7 +359,9 @@ class FakeServer:
         Closing at once would take the processor from a client on this machine while it stamps the last event.
         """
         closing, self._ended = self._ended, []
-        for connection in self._stepping:
+        for connection in self._slots:
+            if connection is None:
+                continue
             if connection.prefill_steps:
                 connection.prefill_steps -= 1
                 continue
@@ -350,14 +373,12 @@ class FakeServer:
                 if step == 0:
                     times.first_ns, times.first_due_ns = now, due
                 times.last_ns, times.last_due_ns = now, due
-            if connection.out:
-                connection.out = memoryview(bytes(connection.out) + connection.steps[step])
-            else:
-                connection.out = memoryview(connection.steps[step])
+            data = connection.steps[step]
+            connection.out = memoryview(bytes(connection.out) + data if connection.out else data)
             self._send(connection)
-        self._ended = [c for c in self._stepping if c.next_step >= len(c.steps)]
-        if self._ended:
-            self._stepping = [c for c in self._stepping if c.next_step < len(c.steps)]
+            if connection.next_step >= len(connection.steps):
+                self._leave(connection)
+                self._ended.append(connection)
         for connection in closing:
             self._flush(connection)
 
@@ -395,7 +416,7 @@ class FakeServer:
         if self._connections.pop(fd, None) is not None:
             self._epoll.unregister(fd)
             connection.sock.close()
-            self._stepping = [c for c in self._stepping if c is not connection]
+            self._leave(connection)
 
     def _close_all(self) -> None:
         for connection in list(self._connections.values()):

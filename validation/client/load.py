@@ -26,8 +26,8 @@ from validation.client import hotloop
 from validation.client.backend import Answer, Backend, Prompt, Sampling
 from validation.client.identity import read_identity
 from validation.client.redaction import Secret, as_secret
-from validation.client.sse import BadStream, read_events
-from validation.client.workers import MAX_JOBS, ClientError, Worker, frames, tickets
+from validation.client.sse import BadStream, events_of
+from validation.client.workers import MAX_JOBS, ClientError, Frame, Worker, frames, tickets
 
 LOG = logging.getLogger(__name__)
 STREAMS_PER_PROCESS = 400
@@ -151,13 +151,13 @@ def run_load(
         for worker in workers:
             worker.control.sendall(struct.pack("<q", start_ns))
         outcome, recorder = _Outcome(), _Recorder(jobs, backend, secret)
-        for meta, stamps, segments in frames(workers):
-            if "job" in meta:
-                request = recorder.record(meta, stamps, segments)
-                outcome.add(request, meta["reasons"])
+        for frame in frames(workers):
+            if "job" in frame.meta:
+                request = recorder.record(frame)
+                outcome.add(request, frame.meta["reasons"])
                 on_request(request)
             else:
-                outcome.finished(meta)
+                outcome.finished(frame.meta)
         wall_s, cpu_s = (time.perf_counter_ns() - start_ns) / 1e9, time.process_time() - cpu_s
         if outcome.requests != len(jobs):
             raise ClientError(f"{outcome.requests} of {len(jobs)} requests came back; the rest was lost by the client")
@@ -286,9 +286,10 @@ class _Recorder:
         self._jobs, self._backend, self._secret = jobs, backend, secret
         self._model: str | None = None
 
-    def record(self, meta: dict[str, Any], stamps: Sequence[int], segments: Sequence[bytes]) -> records.Request:
+    def record(self, frame: Frame) -> records.Request:
+        meta = frame.meta
         job, sent = self._jobs[meta["job"]], meta["sent_ns"]
-        answer, arrived = self._answer(meta["error"], stamps, segments)
+        answer, arrived = self._answer(frame)
         error = answer.error or self._disappointment(job, answer)
         hide = self._secret.redact if self._secret else str
         return records.Request(
@@ -313,14 +314,13 @@ class _Recorder:
             started_utc_s=meta["utc_s"],
         )
 
-    def _answer(
-        self, error: str | None, stamps: Sequence[int], segments: Sequence[bytes]
-    ) -> tuple[Answer, Sequence[int]]:
+    def _answer(self, frame: Frame) -> tuple[Answer, Sequence[int]]:
         """What was said, and when each event of it had arrived."""
+        error = frame.meta["error"]
         try:
-            if not segments:
+            if not frame.raw:
                 raise BadStream(error or "no bytes came back")
-            events = read_events(segments, stamps)
+            events = events_of(frame.raw, frame.received, frame.stamps_ns)
         except BadStream as reason:
             return Answer(error=error or str(reason)), ()
         status, data = events.head.status, events.data

@@ -24,11 +24,13 @@ from validation.records import Request
 STEP_MS = 20.0
 """A decode step of a large model at moderate concurrency (the shape of the seed's table)."""
 PREFILL_STEPS = 5
-"""The fake server's answers begin this many steps after the request, when the client has opened its connections; a real
-server's prefill takes longer."""
+"""The fake server's answers begin at least this many steps after the request; a real server's prefill takes longer."""
+PREFILL_MS_PER_STREAM = 0.25
+"""And not before the client has opened its connections: client and server take 0.2 ms for one on a busy machine."""
 SERVER_EVENTS_PER_S = 10_000
-"""What one process of the fake server sends without falling behind on a busy machine (it reaches 60,000 on an idle
-one); a fake server that is late itself says nothing about the client."""
+"""What one process of the fake server sends and keeps 64 steps to 0.1 % of its plan; a fake server that is late itself
+says nothing about the client. It reaches 50,000 on an idle machine of two cores, but a thousand first events of cold
+connections take some 5 ms longer to send than those that follow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,11 @@ class SelfTest:
         return dataclasses.asdict(self)
 
 
+def prefill_steps(concurrency: int, step_ms: float) -> int:
+    """Steps between a request and its first event that let ``concurrency`` connections be opened before."""
+    return max(PREFILL_STEPS, math.ceil(concurrency * PREFILL_MS_PER_STREAM / step_ms))
+
+
 def self_test(
     backend: Backend,
     concurrency: int,
@@ -75,13 +82,14 @@ def self_test(
         ClientError: a request failed; nothing can be said about the client then.
     """
     step_ms = step_ms or max(STEP_MS, concurrency / SERVER_EVENTS_PER_S * 1e3)
-    schedule = Schedule(tokens, step_ms, tokens_per_event, prefill_steps=PREFILL_STEPS)
+    prefill = prefill_steps(concurrency, step_ms)
+    schedule = Schedule(tokens, step_ms, tokens_per_event, prefill_steps=prefill)
     sampling = Sampling(max_new_tokens=tokens, ignore_eos=True)
     count = rounds * concurrency
     jobs = [Job(Prompt(text="a"), sampling, "self-test", "self-test", 0, 0, "self-test", i) for i in range(count)]
     found: list[Request] = []
     with FakeServerProcess.start(schedule) as server:
-        limit_s = 30 + 10 * (tokens + PREFILL_STEPS) * step_ms / 1e3
+        limit_s = 30 + 10 * (tokens + prefill) * step_ms / 1e3
         report = run_load(
             server.url, backend, jobs, concurrency, found.append, processes=processes, max_retries=0, timeout_s=limit_s
         )

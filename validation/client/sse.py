@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
+import operator
 import re
 from collections.abc import Sequence
 
@@ -31,14 +32,18 @@ class Events:
 
 
 def read_events(segments: Sequence[bytes], stamps_ns: Sequence[int]) -> Events:
-    """The events in what a socket gave: ``segments[i]`` arrived at ``stamps_ns[i]``.
+    """``events_of`` for bytes that are still apart: ``segments[i]`` arrived at ``stamps_ns[i]``."""
+    return events_of(b"".join(segments), list(itertools.accumulate(map(len, segments))), stamps_ns)
+
+
+def events_of(raw: bytes, received: Sequence[int], stamps_ns: Sequence[int]) -> Events:
+    """The events in what a socket gave: ``raw``, of which ``received[i]`` bytes had come at ``stamps_ns[i]``.
 
     A body that is no event stream is one event. Comments and other fields than ``data`` are dropped.
 
     Raises:
         BadStream: no HTTP head, broken chunked coding, or a stream that stops inside an event.
     """
-    raw = b"".join(segments)
     head = hotloop.read_head(raw)
     if head is None:
         raise BadStream(f"no HTTP/1 answer in {len(raw)} bytes")
@@ -54,8 +59,8 @@ def read_events(segments: Sequence[bytes], stamps_ns: Sequence[int]) -> Events:
         data, places = _split(body)
         chunks = [bisect.bisect_left(body_ends, place) for place in places]
         ends = [raw_ends[chunk] - body_ends[chunk] + place for chunk, place in zip(chunks, places, strict=True)]
-    received = list(itertools.accumulate(map(len, segments)))
-    return Events(head, data, [stamps_ns[bisect.bisect_left(received, end)] for end in ends])
+    reads = map(bisect.bisect_left, itertools.repeat(received), ends)
+    return Events(head, data, [stamps_ns[read] for read in reads])
 
 
 def _one_event_a_chunk(raw: bytes, start: int) -> tuple[list[bytes], list[int]] | None:
@@ -63,18 +68,22 @@ def _one_event_a_chunk(raw: bytes, start: int) -> tuple[list[bytes], list[int]] 
 
     That is how servers send them, and it saves most of the work. None for any other stream.
     """
-    lines = raw[start:].split(b"\r\n")
-    sizes, chunks = lines[0:-3:2], lines[1:-3:2]
-    try:
-        lengths = [int(size, 16) for size in sizes]
-    except ValueError:
+    # size line, data line, the event's blank line, the chunk's end; and again
+    lines = raw.split(b"\n")[raw.count(b"\n", 0, start) :]
+    sizes, fields, blanks, chunk_ends = (lines[place:-3:4] for place in range(4))
+    data = [field[6:] for field in fields]
+    count = len(data)
+    if (
+        len(lines) != 4 * count + 3
+        or lines[-3:] != [b"0\r", b"\r", b""]
+        or [field[:6] for field in fields].count(b"data: ") != count
+        or blanks.count(b"") != count
+        or chunk_ends.count(b"\r") != count
+        or b"\n".join(sizes).lower() != b"\n".join([b"%x\r" % (len(field) + 2) for field in fields])
+        or any(map(operator.contains, data, itertools.repeat(ord("\r"))))
+    ):
         return None
-    data = [chunk[6:-2] for chunk in chunks if chunk[:6] == b"data: " and chunk[-2:] == b"\n\n"]
-    newlines = raw.count(b"\n", start) - (len(lines) - 1)
-    whole = lines[-3:] == [b"0", b"", b""] and lengths == list(map(len, chunks)) and b"\r" not in b"".join(data)
-    if not whole or len(data) != len(chunks) or newlines != 2 * len(data):
-        return None
-    after = itertools.accumulate([len(size) + length + 4 for size, length in zip(sizes, lengths, strict=True)])
+    after = itertools.accumulate([len(size) + len(field) + 5 for size, field in zip(sizes, fields, strict=True)])
     return data, [start - 2 + place for place in after]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -25,6 +26,8 @@ from validation.client import hotloop
 
 MAX_JOBS = 16384
 """The queue of jobs is a pipe of 64 KiB (Linux's default) with four bytes a job."""
+RECEIVE_BYTES = 1 << 20
+"""One read from a client process; its socket holds some 200 KiB."""
 READY_S = 30.0
 """A client process starts in some 50 ms; this long only on a machine that has stopped working."""
 
@@ -118,12 +121,21 @@ def _tail(log: IO[bytes]) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-Frame = tuple[dict[str, Any], Sequence[int], list[bytes]]
-"""What a process says: metadata, and for a finished request the times (ns) of its reads and what they brought."""
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What a process says: metadata, and for a finished request the bytes that came back."""
+
+    meta: dict[str, Any]
+    raw: bytes
+    received: Sequence[int]
+    """How many of the bytes had come with each read."""
+    stamps_ns: Sequence[int]
+    """The time of each read."""
 
 
 def frames(workers: Sequence[Worker]) -> Iterator[Frame]:
     """Every frame of every worker, as it comes, until all have ended."""
+    buffer = memoryview(bytearray(RECEIVE_BYTES))  # one for all: a fresh one would be paid for page by page
     with selectors.DefaultSelector() as selector:
         for worker in workers:
             worker.control.setblocking(False)
@@ -132,39 +144,38 @@ def frames(workers: Sequence[Worker]) -> Iterator[Frame]:
             for key, _ in selector.select():
                 worker = key.data
                 try:
-                    data = worker.control.recv(1 << 20)
+                    size = worker.control.recv_into(buffer)
                 except BlockingIOError:
                     continue
                 except ConnectionError:
-                    data = b""
-                if not data:
+                    size = 0
+                if not size:
                     selector.unregister(worker.control)
                     if not worker.done:
                         raise worker.died()
                     continue
-                worker.received += data
-                for meta, stamps, segments in _whole_frames(worker.received):
-                    worker.done = worker.done or "job" not in meta
-                    yield meta, stamps, segments
+                worker.received += buffer[:size]
+                for frame in _whole_frames(worker.received):
+                    worker.done = worker.done or "job" not in frame.meta
+                    yield frame
 
 
 def _whole_frames(received: bytearray) -> Iterator[Frame]:
     """Take whole frames off the front of ``received``."""
-    size = hotloop.FRAME.size
-    while len(received) >= size:
+    while len(received) >= hotloop.FRAME.size:
         meta_size, count, body_size = hotloop.FRAME.unpack_from(received)
-        total = size + meta_size + 12 * count + body_size
-        if len(received) < total:
+        ends = list(itertools.accumulate([hotloop.FRAME.size, meta_size, 8 * count, 4 * count, body_size]))
+        if len(received) < ends[-1]:
             return
-        raw = bytes(received[:total])
-        del received[:total]
-        stamps, lengths = array.array("q"), array.array("I")
-        position = size + meta_size
-        stamps.frombytes(raw[position : position + 8 * count])
-        lengths.frombytes(raw[position + 8 * count : position + 12 * count])
-        position += 12 * count
-        segments = []
-        for length in lengths:
-            segments.append(raw[position : position + length])
-            position += length
-        yield json.loads(raw[size : size + meta_size]), stamps, segments
+        with memoryview(received) as view:
+            meta, stamps, lengths, body = (view[start:end] for start, end in itertools.pairwise(ends))
+            frame = Frame(
+                meta=json.loads(bytes(meta)),
+                raw=bytes(body),
+                received=list(itertools.accumulate(array.array("I", bytes(lengths)))),
+                stamps_ns=array.array("q", bytes(stamps)),
+            )
+            for part in (meta, stamps, lengths, body):
+                part.release()
+        del received[: ends[-1]]
+        yield frame
