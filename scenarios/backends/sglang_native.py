@@ -4,11 +4,12 @@ server runs with ``--incremental-streaming-output``."""
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import operator
+import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import orjson
 
 from validation.client.backend import (
@@ -22,8 +23,13 @@ from validation.client.backend import (
     load_event,
     section,
 )
+from validation.client.sse import Payloads, windows
 
-_COUNT = b'"completion_tokens":'
+_NAME = b"completion_tokens"
+_COUNT = b'"%b":' % _NAME
+_COUNTED_TO_END = re.compile(_COUNT + rb" ?([1-9]\d*)(?=[,}])[^\n]*}}\n")
+_MORE_DIGITS = 16
+"""By so much may the rest of an event, from its count on, grow after the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +58,7 @@ class SglangNative:
 
     def parse(self, events: Sequence[bytes]) -> Answer:
         """The answer in ``events``."""
-        return _parse_usual(events) or self._parse_slowly(events)
+        return _parse_usual(Payloads.of(events)) or self._parse_slowly(events)
 
     def _parse_slowly(self, events: Sequence[bytes]) -> Answer:
         """Event by event: for other streams than ``_parse_usual`` knows, and to say what is wrong with them."""
@@ -88,31 +94,38 @@ class SglangNative:
             return Answer(text=_output(texts, ids, None)["text"], error=str(error))
 
 
-def _parse_usual(events: Sequence[bytes]) -> Answer | None:
+def _parse_usual(events: Payloads) -> Answer | None:
     """A whole cumulative stream in which each event brings tokens and the last one ends; None for any other.
 
     Every event but the last repeats what comes later, text and ids, so that only its count is read: decoding them all
-    takes quadratic time in the length of the answer.
+    takes quadratic time in the length of the answer. The count stands near the event's end, at much the same place.
     """
-    whole = events[:-1] if events and events[-1] == DONE else events
     try:
-        last = orjson.loads(whole[-1])
+        whole = events[:-1] if events[-1] == DONE else events
+        last, first = orjson.loads(whole[-1]), whole[0]
         meta, text, output_ids = last["meta_info"], last["text"], last["output_ids"]
+        tail_size = len(first) - first.index(_COUNT) + _MORE_DIGITS
+        tails = windows(events.raw, whole.ends[:-1] + 1 - tail_size, tail_size).tobytes()
+        total = meta["completion_tokens"]
         # the key cannot stand inside a text, whose quotes are escaped
-        counts = [int(event.rpartition(_COUNT)[2].partition(b",")[0].removesuffix(b"}}")) for event in whole]
+        counts = (*orjson.loads(b"[%b]" % b",".join(_COUNTED_TO_END.findall(tails))), total)
         kind = meta["finish_reason"]["type"]
-        numbers = [*output_ids, meta["completion_tokens"], meta["prompt_tokens"], meta["cached_tokens"]]
+        numbers = total, meta["prompt_tokens"], meta["cached_tokens"]
         usual = (
-            all(map(operator.lt, [0, *counts], counts))
-            and all(map(bytes.startswith, whole, itertools.repeat(b"{")))
-            and all(map(bytes.endswith, whole, itertools.repeat(b"}}")))
-            and len(output_ids) == meta["completion_tokens"] == counts[-1]
+            len(counts) == len(whole) == tails.count(_NAME) + 1
+            and all(map(operator.lt, (0, *counts), counts))
+            and whole.ends[0] + 1 >= tail_size
+            and (np.frombuffer(events.raw, "u1")[whole.starts] == ord("{")).all()
+            and len(output_ids) == total
             and kind in ("length", "stop")
             and type(text) is str
+            and type(output_ids) is list
             and set(map(type, numbers)) == {int}
+            and min(numbers) >= 0
             and "error" not in last
         )
-        b"".join(whole).decode()  # invalid UTF-8 anywhere is an error, as in every other stream
+        if not events.raw.isascii():
+            events.raw.decode()  # invalid UTF-8 anywhere is an error, as in every other stream
     except (IndexError, KeyError, TypeError, ValueError):
         return None
     if not usual:
@@ -121,10 +134,10 @@ def _parse_usual(events: Sequence[bytes]) -> Answer | None:
         text=text,
         output_ids=tuple(output_ids),
         chunk_events=tuple(range(len(counts))),
-        chunk_tokens=tuple(counts),
+        chunk_tokens=counts,
         prompt_tokens=meta["prompt_tokens"],
         cached_tokens=meta["cached_tokens"],
-        output_tokens=counts[-1],
+        output_tokens=total,
         finish_reason=kind,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from validation.client import Answer, Backend, Prompt, Sampling
+from validation.client.sse import Payloads
 from validation.discovery import load_all
 
 BACKENDS: dict[str, Backend] = load_all("scenarios/backends", "BACKEND")
@@ -167,10 +169,65 @@ def native_events(counts: list[int], extra: dict[str, Any]) -> list[bytes]:
 def test_the_fast_pass_of_a_native_stream_takes_the_counts_that_the_slow_pass_takes(extra: dict[str, Any]) -> None:
     native: Any = BACKENDS["sglang_native"]
     events = native_events([1, 3, 4, 12], extra)
-    fast: Answer | None = native.parse.__globals__["_parse_usual"](events)
+    fast: Answer | None = native.parse.__globals__["_parse_usual"](Payloads.of(events))
     assert fast is not None
     assert fast == native._parse_slowly(events)
     assert (fast.error, fast.chunk_tokens) == (None, (1, 3, 4, 12))
+
+
+@pytest.mark.parametrize(
+    ("number", "before", "after"),
+    [
+        (1, b'"completion_tokens": 3', b'"completion_tokens": 2, "completion_tokens": 3'),
+        (1, b'"completion_tokens": 3', b'"completion_tokens": 3.5'),
+        (1, b'"completion_tokens": 3', b'"completion_tokens": 03'),
+        (1, b'"completion_tokens": 3', b'"completion_tokens": null'),
+        (1, b'"completion_tokens": 3', b'"prompt_tokens": 3'),
+        (3, b'"completion_tokens": 12', b'"completion_tokens": 11'),
+        (3, b'"cached_tokens": 0', b'"cached_tokens": -1'),
+        (3, b'"cached_tokens": 0', b'"cached_tokens": true'),
+        (3, b'"length"', b'"abort"'),
+        (3, b'{"text"', b'{"error": "late", "text"'),
+        (1, b"a ", b"\xff "),
+        (1, b"a ", "\u00e9 ".encode()),
+    ],
+    ids=str,
+)
+def test_the_fast_pass_of_a_changed_native_stream_says_what_the_slow_pass_says(
+    number: int, before: bytes, after: bytes
+) -> None:
+    native: Any = BACKENDS["sglang_native"]
+    events = native_events([1, 3, 4, 12], {})
+    assert before in events[number]
+    events[number] = events[number].replace(before, after, 1)
+    assert native.parse(events) == native._parse_slowly(events)
+
+
+def test_a_count_told_twice_an_event_is_left_to_the_slow_pass() -> None:
+    native: Any = BACKENDS["sglang_native"]
+    events = native_events([1, 3, 4, 12], {"x": {"completion_tokens": 2}})
+    assert native.parse.__globals__["_parse_usual"](Payloads.of(events)) is None
+    assert native.parse(events).chunk_tokens == (1, 3, 4, 12)
+
+
+@given(
+    steps=st.lists(st.integers(1, 200), min_size=1, max_size=6),
+    text=st.text(max_size=6) | st.sampled_from(['"completion_tokens":7}}', "\\", "\n\n"]),
+    extra=st.sampled_from([{}, {"cached_tokens": 12}, {"e2e_latency": 0.25}, {"x" * 80: "y" * 80}]),
+    compact=st.booleans(),
+)
+def test_the_fast_pass_of_a_native_stream_is_the_slow_pass(
+    steps: list[int], text: str, extra: dict[str, Any], compact: bool
+) -> None:
+    native: Any = BACKENDS["sglang_native"]
+    events = []
+    for item in native_events(list(itertools.accumulate(steps)), extra)[:-1]:
+        event = json.loads(item)
+        event["text"] = text * len(event["output_ids"])
+        separators = (",", ":") if compact else None
+        events.append(json.dumps(event, ensure_ascii=compact, separators=separators).encode("utf-8", "replace"))
+    fast: Answer | None = native.parse.__globals__["_parse_usual"](Payloads.of([*events, b"[DONE]"]))
+    assert fast == native._parse_slowly(events)
 
 
 @pytest.mark.parametrize("kept", [slice(1, None), slice(-1), slice(-2), slice(-3)], ids=str)

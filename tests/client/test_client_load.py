@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import textwrap
+from unittest import mock
 
 import pytest
 
 import validation
 from validation import records
-from validation.client import Backend, ClientError, Job, Prompt, Sampling, remaining, run_load
+from validation.client import Backend, ClientError, Job, Prompt, Sampling, hotloop, remaining, run_load, workers
 from validation.client.fake_server import FakeServer, FakeServerProcess, Schedule
 from validation.client.metrics import metrics
 from validation.discovery import load_all
@@ -177,6 +181,22 @@ def test_a_url_that_cannot_be_used(url: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         run_load(url, NATIVE, jobs(1), 1, lambda request: None)
     assert "pass@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [16, 64, 100, 1 << 20])
+def test_frames_do_not_depend_on_the_size_of_the_buffer(size: int) -> None:
+    bodies = [b"", b"one", b"x" * 500, b"y" * 20, b"z" * 2000]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for job, body in enumerate(bodies):
+            buffers = [struct.pack("<qqII", 5, 6 + job, 0, len(body)), body]
+            theirs.sendall(b"".join(hotloop.frame({"job": job}, buffers, 2, len(body))))
+        theirs.shutdown(socket.SHUT_WR)
+        worker = workers.Worker(mock.Mock(), ours, io.BytesIO(), received=bytearray(size), done=True)
+        found = list(workers.frames([worker]))
+    assert [(frame.meta, frame.raw) for frame in found] == [({"job": job}, body) for job, body in enumerate(bodies)]
+    assert [frame.stamps_ns.tolist() for frame in found] == [[5, 6 + job] for job in range(len(bodies))]
+    assert [frame.received.tolist() for frame in found] == [[0, len(body)] for body in bodies]
 
 
 def test_two_jobs_of_one_place_are_refused() -> None:

@@ -26,7 +26,7 @@ from validation.client import hotloop
 from validation.client.backend import Answer, Backend, Prompt, Sampling
 from validation.client.identity import read_identity
 from validation.client.redaction import Secret, as_secret
-from validation.client.sse import BadStream, events_of
+from validation.client.sse import BadStream, Payloads, events_of
 from validation.client.workers import MAX_JOBS, ClientError, Frame, Worker, frames, tickets
 
 LOG = logging.getLogger(__name__)
@@ -324,8 +324,8 @@ class _Recorder:
         except BadStream as reason:
             return Answer(error=error or str(reason)), ()
         status, data = events.head.status, events.data
-        if self._secret is not None:
-            data = [self._secret.redact_bytes(item) for item in data]
+        if self._secret is not None and self._secret.value.encode() in data.raw:
+            data = Payloads.of([self._secret.redact_bytes(item) for item in data])
         if status != 200:
             target = urllib.parse.urlsplit(events.head.fields.get("location", "")).netloc
             where = f", a redirect to {target or 'another path'}, which is not followed" if 300 <= status < 400 else ""

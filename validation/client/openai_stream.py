@@ -40,7 +40,7 @@ def parse_openai(events: Sequence[bytes], content: Callable[[Mapping[str, Any]],
             event = load_event(number, data)
             usage, timings = section(event, "usage", number), section(event, "timings", number)
             choices = event.get("choices") or []
-            if type(choices) is not list or any(type(choice) is not dict for choice in choices):
+            if type(choices) is not list or not {dict}.issuperset(map(type, choices)):
                 raise BadAnswer(f"choices is {choices!r:.40} in event {number}; expected a list of objects")
             text, brought = content(choices[0]) if choices else ("", False)
             if type(text) is not str:

@@ -5,21 +5,57 @@ An event's time is that of the read that brought its last byte: only then could 
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import itertools
-import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
 
 from validation.client import hotloop
 
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE = re.compile(rb"\r\n|\n|\r")
+Places = npt.NDArray[np.int64]
 
 
 class BadStream(ValueError):  # noqa: N818 - a stream, not an exception, is bad
     """The bytes are no HTTP answer with server-sent events; the message says where it breaks."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Payloads(Sequence[bytes]):
+    """The data of each event, left where it came: ``raw[starts[i]:ends[i]]``, with a newline behind it."""
+
+    raw: bytes
+    starts: Places
+    ends: Places
+
+    @classmethod
+    def of(cls, data: Sequence[bytes]) -> Payloads:
+        """``data`` in this form."""
+        if isinstance(data, Payloads):
+            return data
+        sizes = np.fromiter(map(len, data), "i8", len(data))
+        ends = (sizes + 1).cumsum() - 1
+        return cls(b"\n".join([*data, b""]), ends - sizes, ends)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, place: int) -> bytes: ...
+    @overload
+    def __getitem__(self, place: slice) -> Payloads: ...
+    def __getitem__(self, place: int | slice) -> bytes | Payloads:
+        if isinstance(place, slice):
+            return Payloads(self.raw, self.starts[place], self.ends[place])
+        return self.raw[self.starts[place] : self.ends[place]]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self.raw[start:end] for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +63,14 @@ class Events:
     """The data of each event, and when its last byte arrived (ns, the clock of the stamps)."""
 
     head: hotloop.Head
-    data: list[bytes]
+    data: Payloads
     stamps_ns: list[int]
+
+
+def windows(raw: bytes, starts: Places, size: int) -> npt.NDArray[np.void]:
+    """The ``size`` bytes of ``raw`` from each of ``starts`` on, copied out."""
+    every: npt.NDArray[np.void] = np.ndarray((len(raw) - size + 1,), f"V{size}", raw, strides=(1,))
+    return every[starts]
 
 
 def read_events(segments: Sequence[bytes], stamps_ns: Sequence[int]) -> Events:
@@ -36,7 +78,7 @@ def read_events(segments: Sequence[bytes], stamps_ns: Sequence[int]) -> Events:
     return events_of(b"".join(segments), list(itertools.accumulate(map(len, segments))), stamps_ns)
 
 
-def events_of(raw: bytes, received: Sequence[int], stamps_ns: Sequence[int]) -> Events:
+def events_of(raw: bytes, received: npt.ArrayLike, stamps_ns: npt.ArrayLike) -> Events:
     """The events in what a socket gave: ``raw``, of which ``received[i]`` bytes had come at ``stamps_ns[i]``.
 
     A body that is no event stream is one event. Comments and other fields than ``data`` are dropped.
@@ -48,43 +90,36 @@ def events_of(raw: bytes, received: Sequence[int], stamps_ns: Sequence[int]) -> 
     if head is None:
         raise BadStream(f"no HTTP/1 answer in {len(raw)} bytes")
     stream = head.status == 200 and head.fields.get("content-type", "").startswith("text/event-stream")
-    usual = _one_event_a_chunk(raw, head.size) if stream and head.chunked else None
-    if usual is not None:
-        data, ends = usual
+    data = _one_event_a_chunk(raw, head.size) if stream and head.chunked else None
+    if data is not None:
+        ends = data.ends + 2
     else:
         pieces, body_ends, raw_ends = _unchunk(raw, head.size) if head.chunked else _identity(raw, head.size)
         body = b"".join(pieces)
-        if not stream:
-            return Events(head, [body], [stamps_ns[-1]])
-        data, places = _split(body)
-        chunks = [bisect.bisect_left(body_ends, place) for place in places]
-        ends = [raw_ends[chunk] - body_ends[chunk] + place for chunk, place in zip(chunks, places, strict=True)]
-    reads = map(bisect.bisect_left, itertools.repeat(received), ends)
-    return Events(head, data, [stamps_ns[read] for read in reads])
+        found, places = _split(body) if stream else ([body], [len(body)])
+        data = Payloads.of(found)
+        chunks = np.searchsorted(body_ends, places)
+        ends = np.array(raw_ends)[chunks] - np.array(body_ends)[chunks] + places
+    reads = np.asarray(received).searchsorted(ends)
+    return Events(head, data, np.asarray(stamps_ns)[reads].tolist())
 
 
-def _one_event_a_chunk(raw: bytes, start: int) -> tuple[list[bytes], list[int]] | None:
-    """The data of each event, and where it ends in ``raw``, where every chunk is one event of one line.
+def _one_event_a_chunk(raw: bytes, start: int) -> Payloads | None:
+    """The data of each event where every chunk is one event of one line; None for any other stream.
 
-    That is how servers send them, and it saves most of the work. None for any other stream.
+    That is how servers send them. Nothing is done once an event: some hundred nanoseconds of each token are saved.
     """
-    # size line, data line, the event's blank line, the chunk's end; and again
-    lines = raw.split(b"\n")[raw.count(b"\n", 0, start) :]
-    sizes, fields, blanks, chunk_ends = (lines[place:-3:4] for place in range(4))
-    data = [field[6:] for field in fields]
-    count = len(data)
-    if (
-        len(lines) != 4 * count + 3
-        or lines[-3:] != [b"0\r", b"\r", b""]
-        or [field[:6] for field in fields].count(b"data: ") != count
-        or blanks.count(b"") != count
-        or chunk_ends.count(b"\r") != count
-        or b"\n".join(sizes).lower() != b"\n".join([b"%x\r" % (len(field) + 2) for field in fields])
-        or any(map(operator.contains, data, itertools.repeat(ord("\r"))))
-    ):
+    # six line ends an event, and no other: CR LF, data, LF LF CR LF, and the next size; at the end 0 CR LF CR LF
+    (breaks,) = (np.frombuffer(raw, "u1", offset=start) < 14).nonzero()
+    if len(breaks) < 10 or len(breaks) % 6 != 4:
         return None
-    after = itertools.accumulate([len(size) + len(field) + 5 for size, field in zip(sizes, fields, strict=True)])
-    return data, [start - 2 + place for place in after]
+    size_ends, ends = breaks[:-4:6] + start, breaks[2:-4:6] + start
+    starts = size_ends + len(b"\r\ndata: ")
+    sizes = tuple((ends - size_ends).tolist())
+    between = b"".join([raw[a:b] for a, b in zip([start, *ends.tolist()], [*starts.tolist(), len(raw)], strict=True)])
+    if between != b"%x\r\ndata: \n\n\r\n" * len(sizes) % sizes + b"0\r\n\r\n":
+        return None
+    return Payloads(raw, starts, ends)
 
 
 def _identity(raw: bytes, start: int) -> tuple[list[bytes], list[int], list[int]]:

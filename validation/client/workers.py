@@ -6,10 +6,8 @@ the caller.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import pathlib
@@ -22,12 +20,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
+import orjson
+
 from validation.client import hotloop
 
 MAX_JOBS = 16384
 """The queue of jobs is a pipe of 64 KiB (Linux's default) with four bytes a job."""
 RECEIVE_BYTES = 1 << 20
-"""One read from a client process; its socket holds some 200 KiB."""
+"""At first, for what one client process sends; its socket holds some 200 KiB, and a frame may hold more."""
 READY_S = 30.0
 """A client process starts in some 50 ms; this long only on a machine that has stopped working."""
 
@@ -62,7 +64,9 @@ class Worker:
     process: subprocess.Popen[bytes]
     control: socket.socket
     log: IO[bytes]
-    received: bytearray = dataclasses.field(default_factory=bytearray)
+    received: bytearray = dataclasses.field(default_factory=lambda: bytearray(RECEIVE_BYTES))
+    filled: int = 0
+    """So much of ``received`` holds what came. It is used again and again: fresh memory is paid for page by page."""
     done: bool = False
 
     @classmethod
@@ -127,15 +131,14 @@ class Frame:
 
     meta: dict[str, Any]
     raw: bytes
-    received: Sequence[int]
+    received: npt.NDArray[np.int64]
     """How many of the bytes had come with each read."""
-    stamps_ns: Sequence[int]
+    stamps_ns: npt.NDArray[np.int64]
     """The time of each read."""
 
 
 def frames(workers: Sequence[Worker]) -> Iterator[Frame]:
     """Every frame of every worker, as it comes, until all have ended."""
-    buffer = memoryview(bytearray(RECEIVE_BYTES))  # one for all: a fresh one would be paid for page by page
     with selectors.DefaultSelector() as selector:
         for worker in workers:
             worker.control.setblocking(False)
@@ -144,7 +147,7 @@ def frames(workers: Sequence[Worker]) -> Iterator[Frame]:
             for key, _ in selector.select():
                 worker = key.data
                 try:
-                    size = worker.control.recv_into(buffer)
+                    size = worker.control.recv_into(memoryview(worker.received)[worker.filled :])
                 except BlockingIOError:
                     continue
                 except ConnectionError:
@@ -154,28 +157,31 @@ def frames(workers: Sequence[Worker]) -> Iterator[Frame]:
                     if not worker.done:
                         raise worker.died()
                     continue
-                worker.received += buffer[:size]
-                for frame in _whole_frames(worker.received):
+                worker.filled += size
+                for frame in _whole_frames(worker):
                     worker.done = worker.done or "job" not in frame.meta
                     yield frame
 
 
-def _whole_frames(received: bytearray) -> Iterator[Frame]:
-    """Take whole frames off the front of ``received``."""
-    while len(received) >= hotloop.FRAME.size:
-        meta_size, count, body_size = hotloop.FRAME.unpack_from(received)
-        ends = list(itertools.accumulate([hotloop.FRAME.size, meta_size, 8 * count, 4 * count, body_size]))
-        if len(received) < ends[-1]:
-            return
-        with memoryview(received) as view:
-            meta, stamps, lengths, body = (view[start:end] for start, end in itertools.pairwise(ends))
-            frame = Frame(
-                meta=json.loads(bytes(meta)),
-                raw=bytes(body),
-                received=list(itertools.accumulate(array.array("I", bytes(lengths)))),
-                stamps_ns=array.array("q", bytes(stamps)),
-            )
-            for part in (meta, stamps, lengths, body):
-                part.release()
-        del received[: ends[-1]]
-        yield frame
+def _whole_frames(worker: Worker) -> Iterator[Frame]:
+    """Take whole frames off the front of what ``worker`` sent, and make room for what follows."""
+    view, start = memoryview(worker.received), 0
+    while worker.filled - start >= hotloop.FRAME.size:
+        meta_size, count, body_size = hotloop.FRAME.unpack_from(view, start)
+        meta = start + hotloop.FRAME.size
+        stamps = meta + meta_size
+        body = stamps + 12 * count
+        end = body + body_size
+        if worker.filled < end:
+            if end - start > len(view):
+                worker.received = bytearray(2 * (end - start))
+            break
+        yield Frame(
+            meta=orjson.loads(view[meta:stamps]),
+            raw=bytes(view[body:end]),
+            received=np.frombuffer(view, "u4", count, stamps + 8 * count).cumsum(dtype="i8"),
+            stamps_ns=np.frombuffer(view, "i8", count, stamps).copy(),
+        )
+        start = end
+    worker.filled -= start
+    memoryview(worker.received)[: worker.filled] = view[start : start + worker.filled]
