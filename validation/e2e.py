@@ -268,7 +268,6 @@ class Experiment:
         if left:  # else the run was cut off between the last request and the summary
             client = run_load(server.url, self._backend, left, activity.concurrency, on_request, api_key=key).to_json()
         wall_s = round(time.monotonic() - started, 4)
-        # what the client saw counts only of a server that answers: one that is gone names no other model
         became = watch.changed()
         client["server_changed"] = f"{label}: the server became another one ({became})" if became else None
         summary = ScenarioRun(

@@ -18,7 +18,7 @@ from validation.judging.tokens import TokensPlan
 from validation.options import OptionError, Settings
 from validation.profiles import Profile
 from validation.records import RecordError, read_run
-from validation.same_build import prefers_quadruples, read_same_build
+from validation.same_build import read_same_build, shows_position_effect
 from validation.scenario import AccuracyScenario, LatencyScenario, scenario_named
 
 TOKENS_QUESTIONS = 32
@@ -134,7 +134,7 @@ def _visits(settings: Settings) -> int:
     if settings.block_design:
         return 2 if settings.block_design == "quadruple" else 1
     advised = settings.same_build is not None and settings.form in ("commands", "embedded")
-    return 2 if advised and settings.same_build and prefers_quadruples(read_run(settings.same_build)) else 1
+    return 2 if advised and settings.same_build and shows_position_effect(read_run(settings.same_build)) else 1
 
 
 def _builds(settings: Settings) -> dict[str, Any]:

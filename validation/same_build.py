@@ -18,6 +18,7 @@ from validation.e2e_plan import BASELINE, CANDIDATE, E2EPlan
 from validation.gsm8k import SCORERS
 from validation.judging.accuracy_arms import record_accuracy
 from validation.judging.latency import measure_blocks
+from validation.judging.plan_latency import prefers_quadruples
 from validation.judging.same_build import judge_same_build
 from validation.judging.tpot import measure_runs
 from validation.judging.variance import components
@@ -64,18 +65,10 @@ def read_same_build(folder: pathlib.Path, plan: E2EPlan) -> tuple[E2EPlan, dict[
     return dataclasses.replace(plan, latency=latency, accuracy=accuracy), data
 
 
-def prefers_quadruples(records: Sequence[Record]) -> bool:
-    """Whether a same-build run shows that the later launch of a block is another than the earlier one.
-
-    By more than half the launch sd, where pairs lose more to it than quadruples cost (``plan_latency``), and by more
-    than two standard errors: of a few launches every second shows that much by chance.
-    """
+def shows_position_effect(records: Sequence[Record]) -> bool:
+    """Whether the arms of a same-build run show one that ``prefers_quadruples`` speaks of."""
     runs = [run for arm in ARMS for run in measure_runs(records, arm)]
-    found = components(runs) if runs else None
-    if found is None or None in (found.position_effect_percent, found.position_se_percent, found.launch_sd_percent):
-        return False
-    effect, error, sd = found.position_effect_percent, found.position_se_percent, found.launch_sd_percent
-    return abs(effect or 0.0) > max((sd or 0.0) / 2, 2 * (error or 0.0))
+    return bool(runs) and prefers_quadruples(components(runs))
 
 
 def _header(records: Sequence[Record], folder: pathlib.Path) -> Run:

@@ -16,6 +16,7 @@ import pytest
 from validation.client import Backend, Job, LoadReport, Prompt, Sampling, run_load
 from validation.client.fake_server import LONG_LINE_BYTES, FakeServer, Schedule
 from validation.client.hotloop import HotLoop, Plan, retry_delay_s
+from validation.client.identity import Watch
 from validation.discovery import load_all
 from validation.records import Journal, Request, read_file
 
@@ -212,19 +213,21 @@ def test_a_server_restarted_as_another_model_is_seen_at_the_end() -> None:
             second.append(FakeServer(Schedule(TOKENS, model="two"), port=first.port).__enter__())
 
     first.__enter__()
+    watch = Watch(first.url)
     try:
-        report = run_load(first.url, NATIVE, jobs(3), 1, restart, max_retries=50, backoff_s=0.01)
+        run_load(first.url, NATIVE, jobs(3), 1, restart, max_retries=50, backoff_s=0.01)
+        assert "model_path was 'one' and is 'two'" in watch.changed()
     finally:
         for server in second:
             server.__exit__()
-    assert report.server_changed is not None
-    assert "model_path was 'one' and is 'two'" in report.server_changed
+    assert watch.changed() == "", "a server that is gone has not become another one"
 
 
 def test_an_unchanged_server_is_not_called_changed() -> None:
     with FakeServer(Schedule(TOKENS)) as server:
-        report, _ = load(server)
-    assert report.server_changed is None
+        watch = Watch(server.url)
+        load(server)
+        assert watch.changed() == ""
 
 
 def test_steps_of_the_wall_clock_change_no_duration() -> None:

@@ -15,7 +15,7 @@ from validation.records import Request
 
 NATIVE: Backend = load_all("scenarios/backends", "BACKEND")["sglang_native"]
 MS = 1_000_000
-REPORT = LoadReport(2, 0, 0, {}, 1.0, 0.002, 0.001, 1, 0.1, 0.2, 0.3, 0.0, None)
+REPORT = LoadReport(2, 0, 0, {}, 1.0, 0.002, 0.001, 1, 0.1, 0.2, 0.3, 0.0)
 
 
 def test_it_runs_at_the_concurrency_asked_for() -> None:

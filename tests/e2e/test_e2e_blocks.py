@@ -83,7 +83,7 @@ class Node:
     ) -> LoadReport:
         for job in jobs:
             on_request(self._answer(job))
-        return LoadReport(len(jobs), 0, 0, {}, 1.0, 0.1, 0.1, 1, 0.0, 0.0, 0.0, 0.0, None)
+        return LoadReport(len(jobs), 0, 0, {}, 1.0, 0.1, 0.1, 1, 0.0, 0.0, 0.0, 0.0)
 
     def _answer(self, job: Job) -> Request:
         chunks = tuple(int(i * math.exp(self.log_tpot)) for i in range(1, 9))

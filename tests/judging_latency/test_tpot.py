@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -88,6 +89,9 @@ def test_without_counts_there_is_no_tpot_however_regular_the_chunks() -> None:
     [
         pytest.param(request("c", 1, 9.0, error="timeout"), "error", id="error"),
         pytest.param(request("c", 1, 9.0, tokens=10), "output_tokens_differ", id="shorter-answer"),
+        pytest.param(
+            dataclasses.replace(request("c", 1, 9.0), finish_reason="stop"), "finish_reasons_differ", id="another-end"
+        ),
         pytest.param(request("c", 1, 9.0, tokens=11, first=11), "one_chunk", id="one-chunk"),
         pytest.param(None, "missing_partner", id="never-sent"),
     ],

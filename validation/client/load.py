@@ -24,7 +24,6 @@ from typing import IO, Any
 from validation import records
 from validation.client import hotloop
 from validation.client.backend import Answer, Backend, Prompt, Sampling
-from validation.client.identity import read_identity
 from validation.client.redaction import Secret, as_secret
 from validation.client.sse import BadStream, Payloads, events_of
 from validation.client.workers import MAX_JOBS, ClientError, Frame, Worker, frames, tickets
@@ -74,8 +73,6 @@ class LoadReport:
     """How long a batch of readable sockets waited for its last stamp; quantiles to a factor of two."""
     queued_max_s: float
     """Longest wait for the concurrency limit."""
-    server_changed: str | None
-    """None, or a sentence: the server names another model or build after the load than before."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON data, for ``ScenarioRun.client``."""
@@ -123,7 +120,6 @@ def run_load(
     if len({_place(job) for job in jobs}) < len(jobs):
         raise ValueError("two jobs have the same launch, run, scenario and index; expected one record a job")
     count = min(processes or _processes(concurrency), concurrency)
-    before = read_identity(url, secret)
     with contextlib.ExitStack() as stack:
         bodies = stack.enter_context(tempfile.TemporaryFile())
         spans = _write_bodies(bodies, backend, jobs, stream)
@@ -161,8 +157,7 @@ def run_load(
         wall_s, cpu_s = (time.perf_counter_ns() - start_ns) / 1e9, time.process_time() - cpu_s
         if outcome.requests != len(jobs):
             raise ClientError(f"{outcome.requests} of {len(jobs)} requests came back; the rest was lost by the client")
-    after = read_identity(url, secret)
-    return outcome.report(wall_s, cpu_s, count, _changed(before, after))
+    return outcome.report(wall_s, cpu_s, count)
 
 
 # -- before the start ------------------------------------------------------------------------------------------------
@@ -261,7 +256,7 @@ class _Outcome:
                 return float(2**power / 1e6)
         return 0.0
 
-    def report(self, wall_s: float, own_cpu_s: float, processes: int, server_changed: str | None) -> LoadReport:
+    def report(self, wall_s: float, own_cpu_s: float, processes: int) -> LoadReport:
         return LoadReport(
             requests=self.requests,
             errors=self.errors,
@@ -275,7 +270,6 @@ class _Outcome:
             loop_lag_p99_ms=self.lag_ms(0.99),
             loop_lag_max_ms=self.lag_max_ns / 1e6,
             queued_max_s=self.queued_max_ns / 1e9,
-            server_changed=server_changed,
         )
 
 
@@ -346,12 +340,3 @@ class _Recorder:
         if job.sampling.ignore_eos and got is not None and got < wanted:
             return f"early end after {got} of {wanted} tokens ({answer.finish_reason}) in spite of ignore_eos"
         return None
-
-
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> str | None:
-    """A sentence where the server is another than before; a server that never told cannot be compared."""
-    different = sorted(key for key in before if after.get(key) != before[key])
-    if not different:
-        return None
-    said = ", ".join(f"{key} was {before[key]!r:.80} and is {after.get(key)!r:.80}" for key in different)
-    return f"the server changed during the load: {said}"

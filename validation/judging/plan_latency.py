@@ -10,6 +10,7 @@ from scipy import stats
 
 from validation.judging import sequential
 from validation.judging.latency_design import LatencyPlan, LaunchSd, log_gain, percent
+from validation.judging.variance import Components
 from validation.verdicts import Effect
 
 ENOUGH_LAUNCHES = 12
@@ -73,6 +74,18 @@ class LatencyDesign:
         if self.expected_s is not None and self.longest_s is not None and self.plan is not None:
             lines.append(f"Expected {self.expected_s / 60:.0f} min, at most {self.longest_s / 60:.0f} min.")
         return "\n".join(lines)
+
+
+def prefers_quadruples(found: Components) -> bool:
+    """Whether the later launch of a block is another than the earlier one: quadruples cancel that.
+
+    By more than half the launch sd, where pairs lose more to it than quadruples cost (``plan_latency``), and by more
+    than two standard errors: of a few launches every second shows that much by chance.
+    """
+    if None in (found.position_effect_percent, found.position_se_percent, found.launch_sd_percent):
+        return False
+    effect, error, sd = found.position_effect_percent, found.position_se_percent, found.launch_sd_percent
+    return abs(effect or 0.0) > max((sd or 0.0) / 2, 2 * (error or 0.0))
 
 
 def block_seconds(launch_s: float, scenario_s: Mapping[str, float], runs: int = 1, launches: int = 2) -> float:

@@ -88,8 +88,8 @@ class BlockRatio:
     pairs: int = 1
     """Request pairs behind the datum."""
     unusable: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Reason (``error``, ``missing_partner``, ``no_tokens``, ``no_counts``, ``one_chunk``, ``output_tokens_differ``) to
-    request pairs left out."""
+    """Reason (``error``, ``missing_partner``, ``no_tokens``, ``no_counts``, ``one_chunk``, ``output_tokens_differ``,
+    ``finish_reasons_differ``) to request pairs left out."""
     k1_from_total: int = 0
 
     def __post_init__(self) -> None:
@@ -257,6 +257,8 @@ def _partners(
             unusable[one if isinstance(one, str) else str(other)] += 1
         elif one.output_tokens != other.output_tokens:
             unusable["output_tokens_differ"] += 1
+        elif ours[index].finish_reason != theirs[index].finish_reason:
+            unusable["finish_reasons_differ"] += 1
         else:
             pairs.append((one, other))
     return pairs
