@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from validation.judging.latency import LatencyPlan, judge_latency
 from validation.judging.tpot import measure_blocks, measure_runs, request_tpot
 from validation.records import Launch, Record, Request, ScenarioRun
 
@@ -159,3 +160,15 @@ def test_one_arm_alone_needs_no_partner() -> None:
     (run,) = measure_runs(records, "candidate")
     assert run.requests == 1
     assert run.tpot_ms == pytest.approx(9.0)
+
+
+def test_the_other_times_of_each_arm_stand_beside_the_judged_one() -> None:
+    runs, blocks = measure_blocks([*PAIR, request("b", 0, 10.0), request("c", 0, 9.0)])
+    times = judge_latency(blocks, LatencyPlan(scenarios=("s",)), runs)[0].numbers["times_ms"]
+    assert sorted(times) == ["s, baseline", "s, candidate"]
+    assert times["s, candidate"]["tpot_ms"] == pytest.approx(9.0)
+    assert times["s, candidate"]["ttft_ms"] == 50
+    assert times["s, candidate"]["e2e_ms"] >= 50 + 10 * 9.0
+    # ten steps after the first token; guidellm counts the first token's time too
+    assert times["s, candidate"]["tpot_ms, vllm bench serve"] == pytest.approx(9.0)
+    assert times["s, candidate"]["tpot_ms, guidellm"] == pytest.approx((50 + 10 * 9.0) / 11)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,8 +84,30 @@ def experiment_numbers(
         "unusable_share": unusable_share(used),
         "k1_from_total_requests": sum(b.k1_from_total for b in used),
         "scenarios": _scenario_numbers(used, rows, plan),
+        "times_ms": _times(runs),
         "components": components(runs).to_json() if runs else None,
     }
+
+
+def _times(runs: Sequence[RunTpot]) -> dict[str, dict[str, float | None]]:
+    """Mean times of each scenario and arm over its runs, and TPOT by the formulas of other tools; shown, not judged."""
+    found: dict[str, list[RunTpot]] = {}
+    for run in sorted(runs, key=lambda run: (run.scenario, run.arm)):
+        found.setdefault(f"{run.scenario}, {run.arm}", []).append(run)
+    return {
+        name: {
+            "tpot_ms": statistics.fmean(run.tpot_ms for run in own),
+            "ttft_ms": _mean([run.ttft_ms for run in own]),
+            "e2e_ms": _mean([run.e2e_ms for run in own]),
+            **{f"tpot_ms, {tool}": _mean([run.by_tool_ms.get(tool) for run in own]) for tool in own[0].by_tool_ms},
+        }
+        for name, own in found.items()
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _reachable(smallest_p: float, alpha: float) -> str:

@@ -32,6 +32,8 @@ class RequestTpot:
     """The server counted the total only, and it equals the chunks: none of them is empty, so each brought one token."""
     by_tool_ms: Mapping[str, float]
     """See ``tpot_by_tool_ms``."""
+    ttft_ms: float
+    e2e_ms: float
 
     @property
     def tpot_ms(self) -> float:
@@ -62,6 +64,11 @@ class RunTpot:
     """Spread over requests, to look at; requests share steps, so it gives no standard error."""
     k1_from_total: int
     by_tool_ms: Mapping[str, float]
+    """Means of the formulas of other tools, under their names."""
+    ttft_ms: float | None = None
+    """Mean time to the first chunk."""
+    e2e_ms: float | None = None
+    """Mean time to the end of the answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +139,8 @@ def request_tpot(request: Request) -> RequestTpot | str:
         total,
         request.chunk_tokens is None,
         tpot_by_tool_ms(request),
+        request.chunk_ns[0] / NS_PER_MS,
+        request.end_ns / NS_PER_MS,
     )
 
 
@@ -290,6 +299,8 @@ def _run(
         request_sd_ms=statistics.stdev(tpots) if len(tpots) > 1 else 0.0,
         k1_from_total=sum(r.k1_from_total for r in requests),
         by_tool_ms={tool: statistics.fmean(r.by_tool_ms[tool] for r in requests) for tool in requests[0].by_tool_ms},
+        ttft_ms=statistics.fmean(r.ttft_ms for r in requests),
+        e2e_ms=statistics.fmean(r.e2e_ms for r in requests),
     )
 
 
